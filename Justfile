@@ -1,0 +1,57 @@
+# The targets of this repository; CI runs the same ones. `just` alone lists them.
+
+venv := absolute_path(env("SHMB_VENV", ".venv"))
+export PATH := venv / "bin" + ":" + env("PATH")
+
+# list the targets
+_default:
+    @just --list --unsorted
+
+# make .venv and install the package with everything that tests and linters need
+setup:
+    .ci/setup
+
+# build the native core in place, after a change to a .pyx or a header
+build:
+    python setup.py --quiet build_ext --inplace
+
+# all tests but the long crash rounds: just test -k ring
+test *args:
+    python -m pytest {{ args }}
+
+# the crash tests with all their rounds
+test-crash *args:
+    python -m pytest tests/crash -m "crash_long or not crash_long" --timeout=1800 {{ args }}
+
+# the C tests, natively and as aarch64 under qemu
+test-native *args:
+    python -m pytest tests/unit/test_native.py {{ args }}
+
+# ruff
+lint:
+    ruff check
+
+# mypy, strict
+types:
+    mypy
+
+# what must pass before a commit
+check: lint types test
+
+# every benchmark at its smallest size
+bench-smoke:
+    python -m shmbroker.perf --smoke
+
+# the measurements, with their report under perf/out
+bench *args:
+    python -m shmbroker.perf {{ args }}
+
+# broker up, real input in and out again, verified; rates and latencies
+demo *args:
+    shmbroker demo {{ args }}
+
+# remove what was built, except .venv
+clean:
+    rm -rf build dist perf/out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+    rm -f shmbroker/_core/*.so
+    find . -name __pycache__ -not -path "./.venv*" -prune -exec rm -rf {} +

@@ -1,0 +1,54 @@
+"""shmbroker: a durable event log and message broker for one Linux host.
+
+Hands on the names that programs use; the client behind them is loaded at the first use of one, so
+that `import shmbroker` brings no CLI, log or plot library with it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shmbroker import errors
+from shmbroker.errors import *  # noqa: F403
+
+if TYPE_CHECKING:
+    from shmbroker.client import (
+        Client,
+        Consumer,
+        Producer,
+        Receipt,
+        Record,
+        RecordBatch,
+        RecordMetadata,
+        connect,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Client",
+    "Consumer",
+    "Producer",
+    "Receipt",
+    "Record",
+    "RecordBatch",
+    "RecordMetadata",
+    "connect",
+]
+_LAZY = frozenset(__all__)
+__all__ += errors.__all__
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the client when one of its names is used first (PEP 562)."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'shmbroker' has no attribute {name!r}")
+    from shmbroker import client
+
+    value = getattr(client, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

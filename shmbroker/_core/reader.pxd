@@ -1,0 +1,159 @@
+"""C declarations for `reader.pyx`: what it uses of layout.h, park.h and logring.h, and its classes."""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+from shmbroker._core.batch cimport shmb_record_cursor
+
+
+cdef extern from "atomics.h" nogil:
+    ctypedef struct shmb_a64:
+        pass
+    ctypedef struct shmb_a32:
+        pass
+    uint64_t shmb_observe(const shmb_a64 *word)
+    uint64_t shmb_peek(const shmb_a64 *word)
+    uint32_t shmb_observe32(const shmb_a32 *word)
+    void shmb_publish32(shmb_a32 *word, uint32_t value)
+    void shmb_relax()
+
+
+cdef extern from "layout.h" nogil:
+    enum:
+        SHMB_PAGE
+        SHMB_LINE
+        SHMB_PARK_WORDS
+        SHMB_PARK_INSTANCE
+        SHMB_STATE_FREE
+        SHMB_STATE_OPENING
+        SHMB_STATE_OFFLINE
+        SHMB_STATE_CLOSED
+
+    struct shmb_slot:                  # the fields that readers look at; meanings in layout.h
+        shmb_a32 slot_epoch
+        shmb_a32 state
+        shmb_a32 reason
+        shmb_a64 generation
+        shmb_a64 ring_bytes
+        uint32_t disk_unit
+        shmb_a64 log_end_position
+        shmb_a64 log_end_offset
+        shmb_a64 durable_position
+        shmb_a64 durable_offset
+        shmb_a64 log_start_offset
+
+    uint32_t shmb_park_appended(uint32_t writer, uint32_t slot)
+    uint32_t shmb_park_durable(uint32_t writer, uint32_t slot)
+    shmb_slot *shmb_table_slot(void *table, uint32_t slot)
+    uint64_t shmb_log_data_offset(uint64_t capacity)
+    uint64_t shmb_log_bytes(uint64_t capacity)
+    uint64_t shmb_align_down(uint64_t n, uint64_t unit)
+
+
+cdef extern from "shm.h" nogil:
+    void *shmb_map(int fd, size_t bytes, int writable)
+    void *shmb_map_double(int fd, size_t data_offset, size_t capacity, int writable)
+    void shmb_unmap_double(void *at, size_t data_offset, size_t capacity)
+
+
+cdef extern from "logring.h" nogil:
+    struct shmb_index_entry:
+        pass
+    struct shmb_log_view:              # one mapped generation
+        const shmb_slot *slot
+        const uint8_t *object          # NULL: none
+        const uint8_t *data
+        uint64_t capacity
+        uint64_t generation
+    void shmb_log_view_set(shmb_log_view *v, const shmb_slot *slot, const uint8_t *object,
+                           uint64_t capacity, uint64_t generation)
+    int shmb_slot_still_there(const shmb_slot *slot, uint64_t position, uint64_t capacity)
+    int shmb_log_copy(const shmb_log_view *v, uint64_t position, void *to, size_t n)
+    int shmb_log_find(const shmb_log_view *v, int64_t offset, int64_t *base_offset,
+                      uint64_t *position)
+    void shmb_slot_flush_segment(const shmb_slot *slot, int64_t *base_offset,
+                                 uint64_t *base_position, uint64_t *durable_position)
+
+
+cdef extern from "park.h" nogil:
+    int64_t shmb_now_ns()
+    void shmb_park_arm(shmb_a32 *word)
+    int shmb_park_wait(shmb_a32 *word, int64_t deadline_ns)
+    void shmb_park_wake_always(shmb_a32 *word)
+    int shmb_park_wait_any(shmb_a32 **words, unsigned n, int64_t deadline_ns)
+    enum:
+        SHMB_WAITV_MAX
+
+
+cdef class Mapping:
+    cdef readonly str name             # "/shmb-…"
+    cdef readonly uint64_t inode       # another object of the same name has another
+    cdef readonly size_t bytes
+    cdef void *_at
+
+
+cdef class EpochWord:
+    cdef shmb_a32 *_word               # process-local; raised when the attachment changes
+
+
+cdef struct Span:                      # whole batches, one behind the other
+    size_t size                        # bytes of them
+    size_t skipped                     # bytes in front of them that are older than asked for
+    int64_t next_offset                # one past the last record
+    int64_t records                    # that the headers promise, control batches left out
+    int32_t leader_epoch               # of the last batch; -1: none
+    int compressed                     # not 0: one of them is
+
+
+cdef class RecordBatch:
+    cdef readonly str topic
+    cdef readonly int32_t partition
+    cdef readonly int64_t base_offset  # of the first record handed out, inclusive
+    cdef readonly int64_t next_offset  # one past the last
+    cdef readonly int32_t leader_epoch  # of the last Kafka batch in it
+    cdef bytes _raw                    # whole Kafka batches, verified
+    cdef Py_ssize_t _begin             # where they begin in it
+    cdef Py_ssize_t _end               # and end
+    cdef Py_ssize_t _room              # records that their headers promise
+    cdef Py_ssize_t _length            # of them from base_offset on
+    cdef bint _compressed              # one of them is
+
+    cdef list _fill(self, int what)
+    cdef Py_ssize_t _fill_one(self, list out, Py_ssize_t at, const uint8_t *p,
+                              shmb_record_cursor *cursor, int what) except -1
+
+
+cdef class PartitionReader:
+    cdef readonly str topic
+    cdef readonly int32_t partition
+    cdef readonly uint32_t slot_epoch  # that the slot must have
+    cdef readonly bint appended        # isolation: log end instead of durable end
+    cdef public int64_t position       # offset of the next record to read
+    cdef public int32_t leader_epoch   # of the batch before position; -1: unknown
+    cdef readonly int64_t recovery     # high half of the generation last read under; -1: none
+    cdef object _table                 # keeps the slot mapped
+    cdef object _open_ring             # generation -> ShmObject
+    cdef shmb_slot *_slot
+    cdef uint32_t _park_word           # index
+    cdef shmb_log_view _view           # object NULL: no ring mapped
+    cdef bint _tracked                 # _ring_position is that of `position`
+    cdef uint64_t _ring_position
+    cdef uint32_t _seen_state          # by the last fetch: a wait ends when they differ
+    cdef uint64_t _seen_generation
+
+    cdef int64_t _visible(self) noexcept nogil
+    cdef RecordBatch _from_ring(self, int64_t end, size_t most)
+    cdef bytes _extend(self, bytes raw, uint64_t position, uint64_t generation, Py_ssize_t most)
+    cdef void _moved(self, const Span *span) noexcept
+    cdef int _map(self) except -1
+    cdef void _unmap(self) noexcept
+
+
+cdef class Waiter:
+    cdef EpochWord _stop
+    cdef readonly int64_t spin_ns      # before it parks
+
+
+cdef class RecordStream:
+    cdef list _records                 # fetched; handed out below _at; None: none
+    cdef Py_ssize_t _at
+    cdef unsigned _forks               # of this process when the stream was made

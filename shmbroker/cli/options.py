@@ -1,0 +1,61 @@
+"""The options that several commands share, and what they lead to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from shmbroker.client import Client
+    from shmbroker.config import LoadedConfig, Places
+
+Instance = Annotated[
+    str | None,
+    typer.Option(
+        "--instance", help='Name of the broker, else SHMBROKER_INSTANCE, else "default".',
+        show_default=False,
+    ),
+]  # fmt: skip
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir", help="Data directory, else SHMBROKER_DATA_DIR, else by the instance's name.",
+        show_default=False,
+    ),
+]  # fmt: skip
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="Configuration (TOML), else SHMBROKER_CONFIG, else the XDG place.",
+        show_default=False,
+    ),
+]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Timeout = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait for the broker.")]
+
+
+def places(
+    instance: str | None, data_dir: Path | None = None, config: Path | None = None
+) -> Places:
+    """Where the broker keeps its things; ConfigError for a name that can't be."""
+    from shmbroker.config import Places
+
+    return Places.find(instance, data_dir=data_dir, config=config)
+
+
+def configuration(where: Places) -> LoadedConfig:
+    """The configuration of a broker at these places; ConfigError names what is wrong."""
+    from shmbroker.config import load
+
+    return load(where.config_file)
+
+
+def connect(instance: str | None, data_dir: Path | None, timeout: float) -> Client:
+    """An attached client, to be closed by the caller; NoBroker without a broker."""
+    import shmbroker
+
+    client: Any = shmbroker.connect(instance, data_dir=data_dir, timeout=timeout)
+    found: Client = client
+    return found

@@ -1,0 +1,200 @@
+"""What is asked of the acceptor: the control channel, and the administrative calls over it.
+
+Owns: the ZeroMQ DEALER of a Connection (made at the first request, made anew after the broker was
+gone, so that nothing queued for a dead broker reaches its successor) and the calls that need nothing
+else: topics and status. One request is under way at a time; other threads wait their turn.
+
+A request whose broker dies is sent again to the next one if doing it twice does no harm; otherwise it
+ends with OutcomeUnknown. An answer that comes after its caller has given up is dropped by its number.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from shmbroker.errors import (
+    BrokerGone,
+    InvalidTopic,
+    OutcomeUnknown,
+    ShmbrokerError,
+    TimedOut,
+    from_wire,
+)
+
+if TYPE_CHECKING:
+    import zmq
+
+    from shmbroker.client.connection import Connection
+    from shmbroker.client.metadata import Metadata, TopicInfo
+
+#: Done twice these leave nothing that the broker doesn't clear away with the client.
+_REPEATABLE: Final = frozenset(
+    {"metadata", "status", "partition_state", "init_producer", "open_ingress", "close_ingress"}
+)
+_SLOW_S: Final = 60.0  # for what waits on disks: topics made and deleted
+
+
+class Control:
+    """The DEALER. `request` is thread-safe; a socket of ZeroMQ's is not, hence the lock."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._socket: zmq.Socket[bytes] | None = None
+        self._next_id = 0
+        self._stale = False
+
+    def request(self, op: str, timeout: float, args: Mapping[str, Any]) -> dict[str, Any]:
+        """See Connection.request."""
+        deadline = time.monotonic() + timeout
+        repeatable = op in _REPEATABLE or bool(args.get("if_not_exists"))
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            epoch = self._connection.attached(left)
+            if not self._lock.acquire(timeout=left):
+                raise TimedOut(f"{op}: other requests of this client were not answered in time")
+            try:
+                answer = self._once(op, deadline, args)
+            finally:
+                self._lock.release()
+            if answer is not None:
+                return answer
+            if not repeatable:
+                raise OutcomeUnknown(
+                    f"the broker went away during {op}; look whether it was done before trying again"
+                )
+            if self._connection.closed or epoch == self._connection.epoch.value:
+                self._connection.check()
+
+    def _once(self, op: str, deadline: float, args: Mapping[str, Any]) -> dict[str, Any] | None:
+        """One attempt; None when the broker went away before it answered."""
+        import zmq
+
+        connection = self._connection
+        sock = self._open()
+        self._next_id += 1
+        number, who = self._next_id, connection.attachment
+        message = {"v": 1, "id": number, "client": who.client, "token": who.token, "op": op}
+        poller = zmq.Poller()
+        poller.register(sock, zmq.POLLIN)
+        poller.register(connection.gone_fd, zmq.POLLIN)
+        try:
+            sock.send(orjson.dumps(message | dict(args)), zmq.DONTWAIT)
+            while True:
+                left = deadline - time.monotonic()
+                ready = dict(poller.poll(max(0.0, left) * 1000))
+                if sock in ready:
+                    reply = orjson.loads(sock.recv())
+                    if reply.get("id") != number:
+                        continue  # to a request whose caller has given up
+                    if "error" in reply:
+                        raise from_wire(reply["error"])
+                    ok: dict[str, Any] = reply["ok"]
+                    return ok
+                if ready:
+                    connection.check()
+                    return None
+                if left <= 0:
+                    raise TimedOut(f"the broker did not answer {op} in time; it may still do it")
+        except zmq.Again:
+            return None  # the socket's queue is full: nobody has read it for long
+
+    def _open(self) -> zmq.Socket[bytes]:
+        import zmq
+
+        if self._stale and self._socket is not None:
+            self._socket.close(linger=0)
+            self._socket = None
+        self._stale = False
+        if self._socket is None:
+            if self._context is None:
+                self._context = zmq.Context(io_threads=1)
+            self._socket = self._context.socket(zmq.DEALER)
+            self._socket.linger = 0
+            self._socket.connect(self._connection.places.zmq_address("control"))
+        return self._socket
+
+    def reset(self) -> None:
+        """The broker is another one: the next request opens a new socket. Never blocks."""
+        self._stale = True
+
+    def close(self) -> None:
+        """Closes the channel; the Connection has seen to it that no request waits in it."""
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close(linger=0)
+                self._socket = None
+            if self._context is not None:
+                self._context.term()
+                self._context = None
+
+
+class Admin:
+    """The administrative calls of a Client."""
+
+    _connection: Connection
+    _metadata: Metadata
+
+    def create_topic(
+        self,
+        name: str,
+        partitions: int = 1,
+        config: Mapping[str, Any] | None = None,
+        if_not_exists: bool = False,
+    ) -> TopicInfo:
+        """Makes a topic; returns when every partition takes records.
+
+        `config` uses Kafka's names ({"retention.ms": 86_400_000}). Raises TopicExists unless
+        `if_not_exists`; InvalidTopic, InvalidPartitions, InvalidConfig, MemoryBudget for what can't
+        be. Durable when it returns.
+        """
+        self._connection.check()
+        answer = self._connection.request(
+            "create_topic",
+            timeout=_SLOW_S,
+            name=_topic_name(name),
+            partitions=partitions,
+            config=dict(config or {}),
+            if_not_exists=if_not_exists,
+        )
+        self._metadata.learn(answer)
+        return self._metadata.get(name)
+
+    def delete_topic(self, name: str) -> None:
+        """Deletes a topic and its records; returns when its files are gone."""
+        self._connection.check()
+        self._connection.request("delete_topic", timeout=_SLOW_S, name=_topic_name(name))
+        self._metadata.forget(name)
+
+    def topics(self) -> list[str]:
+        """The names of all topics, sorted."""
+        self._connection.check()
+        return sorted(self._metadata.all())
+
+    def describe_topic(self, name: str) -> TopicInfo:
+        """Id, settings and partitions of a topic as they are now; UnknownTopic without it."""
+        self._connection.check()
+        return self._metadata.refresh(_topic_name(name))
+
+    def status(self) -> dict[str, Any]:
+        """What `shmbroker status --json` prints."""
+        self._connection.check()
+        return self._connection.request("status")
+
+
+def _topic_name(name: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"a topic's name is a str, not {type(name).__name__}")
+    if not name:
+        raise InvalidTopic(name)
+    return name
+
+
+__all__ = ["Admin", "BrokerGone", "Control", "ShmbrokerError"]

@@ -1,0 +1,178 @@
+"""The client: one attachment of this process, from which producers and consumers are made.
+
+Owns: the Connection, its metadata cache, and the list of what was made from it (closed with it).
+Every method is thread-safe. Made before a fork, it raises ForkedError in the child.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, Protocol
+
+from shmbroker.client.admin import Admin
+from shmbroker.client.connection import Connection
+from shmbroker.client.metadata import Metadata
+from shmbroker.errors import ForkedError, NoBroker
+from shmbroker.places import Places
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+    from types import TracebackType
+    from typing import Literal
+
+    from shmbroker.client.consumer import Consumer
+    from shmbroker.client.producer import Producer
+
+    Start = Literal["latest", "earliest"] | int | Mapping[int, int] | datetime
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+def connect(
+    instance: str | None = None,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    timeout: float = 5.0,
+    reconnect_s: float = 30.0,
+) -> Client:
+    """Attaches to the broker of `instance` on this host.
+
+    `instance`: else SHMBROKER_INSTANCE, else "default". `data_dir` (else SHMBROKER_DATA_DIR) says
+    which data directory the broker must serve. `timeout` (seconds) bounds attaching and each control
+    request; `reconnect_s` is how long waits go on after the broker went away. Raises NoBroker.
+    """
+    places = Places.find(instance, data_dir=data_dir)
+    asked = data_dir or os.environ.get("SHMBROKER_DATA_DIR")
+    connection = Connection(places, timeout=timeout, reconnect_s=reconnect_s)
+    serves = connection.attachment.data_dir
+    if asked and os.path.realpath(serves) != os.path.realpath(places.data_dir):
+        connection.close()
+        raise NoBroker(
+            places.instance,
+            str(places.runtime_dir),
+            f"the broker there serves {serves}, not {places.data_dir}",
+        )
+    return Client(connection)
+
+
+class Client(Admin):
+    """Made by `connect()`; close it, or use it as a context manager."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._pid = os.getpid()
+        self._connection = connection
+        self._metadata = Metadata(connection)
+        self._made: weakref.WeakSet[_Closable] = weakref.WeakSet()
+
+    @property
+    def connection(self) -> Connection:
+        """The attachment, for producers and consumers."""
+        return self._connection
+
+    @property
+    def metadata(self) -> Metadata:
+        """The cache of topics, for producers and consumers."""
+        return self._metadata
+
+    @property
+    def instance(self) -> str:
+        """The name of the broker's instance."""
+        return self._connection.attachment.instance
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._connection.closed
+
+    def producer(self, **options: Any) -> Producer:
+        """A producer; its options are Producer's: acks, compression, linger_ms, max_block_ms …"""
+        self._connection.check()
+        from shmbroker.client.producer import Producer
+
+        made: Producer = Producer(self, **options)
+        self._made.add(made)
+        return made
+
+    def consumer(
+        self,
+        *topics: str,
+        partitions: list[int] | None = None,
+        start: Start = "latest",
+        isolation: Literal["durable", "appended"] = "durable",
+        on_gap: Literal["error", "earliest"] = "error",
+        idle: Literal["adaptive", "spin", "park"] = "adaptive",
+    ) -> Consumer:
+        """A consumer of all (or the named) partitions of `topics`.
+
+        `start`: "latest" (the end as it is now), "earliest", an offset (one partition only),
+        {partition: offset} (one topic only), or a datetime. `isolation`: "durable" sees what is on
+        stable storage, "appended" what the broker has. `on_gap`: what to do when retention took the
+        next record: OffsetOutOfRange, or go on at the earliest. `idle`: how it waits.
+        """
+        self._connection.check()
+        from shmbroker.client.consumer import Consumer
+
+        made = Consumer(
+            self,
+            topics,
+            partitions=partitions,
+            start=start,
+            isolation=isolation,
+            on_gap=on_gap,
+            idle=idle,
+        )
+        self._made.add(made)
+        return made
+
+    def close(self) -> None:
+        """Closes what was made from this client, then hangs up; ends every wait. Twice is fine.
+
+        Raises what a producer's close() raises (DeliveryError), after everything was closed.
+        """
+        if os.getpid() != self._pid:
+            raise ForkedError("this client")
+        failed: BaseException | None = None
+        for made in list(self._made):
+            try:
+                made.close()
+            except Exception as error:
+                failed = failed or error
+        self._connection.close()
+        if failed is not None:
+            raise failed
+
+    def __enter__(self) -> Client:
+        self._connection.check()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except Exception as second:  # what happened first is what the user must see
+            if error is not None:
+                error.add_note(f"closing the client failed too: {second}")
+
+    def __del__(self) -> None:
+        if getattr(self, "_pid", None) == os.getpid() and not self._connection.closed:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self._connection.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._connection.closed else f"client {self._connection.attachment.client}"
+        return f"<shmbroker.Client of {self.instance!r}, {state}>"
+
+
+__all__ = ["Client", "connect"]

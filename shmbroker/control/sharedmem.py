@@ -1,0 +1,268 @@
+"""The shared memory of one broker: its names, its budget, and what is taken over or swept at `up`.
+
+Owns: every object of the data directory's prefix but the log rings, which are their writers'.
+Makes the park words, the writer tables and the clients' ingress rings; unlinks all of them.
+
+The budget (`memory.budget_bytes`) is split: a quarter for ingress rings, the rest, less tables and
+park words, for log rings, shared evenly by the writers there are. Ingress rings are given out as
+asked, within `memory.ingress_*_bytes`, halved while the quarter has no room for them.
+
+Invariants: the park object is flocked by the broker that uses it, so two copies of a data
+directory, which have one id, can't share it; nothing is adopted unless its preamble names this
+boot and directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from shmbroker import errors
+from shmbroker._core import shm
+from shmbroker.config import MemorySection
+
+RECEIPT_SLOTS_MIN: Final = 64
+RECEIPT_SLOTS_MAX: Final = 1 << 16
+_DIRECTORY: Final = "/dev/shm"
+
+
+def boot_id() -> bytes:
+    """16 bytes that are the same until the host boots again."""
+    text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    return bytes.fromhex(text.strip().replace("-", ""))
+
+
+@dataclass(slots=True)
+class SharedMemory:
+    """The objects of one data directory. The caller holds its lock, and is one thread."""
+
+    prefix: str
+    boot_id: bytes
+    dir_id: bytes
+    settings: MemorySection
+    budget_bytes: int = 0
+    tables: dict[int, shm.TableView] = field(default_factory=dict)
+    _sizes: dict[str, int] = field(default_factory=dict)  # of what we made or took over
+    _park: shm.ShmObject | None = None
+
+    def take_over(self) -> dict[int, dict[str, Any]]:
+        """Sweeps what is not of this boot; returns the writer tables (`read_table`) that are.
+
+        Without any table everything goes: rings without their table are of no use. Raises
+        ShmbrokerError when a broker on a copy of this data directory has them.
+        """
+        ours = shm.list_ours(self.prefix, self.boot_id, self.dir_id)
+        own_bytes = sum(size for _, _, size in ours.values())
+        self.budget_bytes = self.settings.budget_in(shm.free_bytes() + own_bytes)
+        tables = [owner for kind, owner, _ in ours.values() if kind == shm.KIND_WRITER]
+        if self.name("p") in ours:
+            self._lock_park(shm.open_existing(self.name("p"), shm.KIND_PARK, *self._ids()))
+        # The park words go with the rest; a client of the old ones attaches again anyway.
+        shm.sweep(self.prefix, *self._ids(), ours_too=not tables)
+        if not tables:
+            if self._park is not None:  # swept above, and only now given up
+                self._park.close()
+                self._park = None
+            self._check_room()
+        if self._park is None:
+            self._lock_park(self._create(self.name("p"), shm.KIND_PARK, 0, shm.PARK_BYTES))
+        found: dict[int, dict[str, Any]] = {}
+        for writer in sorted(tables):
+            self.tables[writer] = shm.TableView(self.path(f"w{writer}"))
+            found[writer] = {**self.tables[writer].head(), "slots": self.tables[writer].slots()}
+        if tables:
+            kinds = (shm.KIND_WRITER, shm.KIND_INGRESS, shm.KIND_RECEIPTS)
+            self._sizes |= {name: size for name, (kind, _, size) in ours.items() if kind in kinds}
+        return found
+
+    def make_table(self, writer: int, slots: int) -> None:
+        """The table of a writer that has none; raises MemoryBudget."""
+        self._create(
+            self.name(f"w{writer}"), shm.KIND_WRITER, writer, shm.table_bytes(slots), slots=slots
+        ).close()
+        self.tables[writer] = shm.TableView(self.path(f"w{writer}"))
+
+    def slot_epoch(self, writer: int, slot: int) -> int:
+        """What the table shows for the slot now; 0 without a table."""
+        return self.tables[writer].slot_epoch(slot) if writer in self.tables else 0
+
+    def log_memory_bytes(self, writers: int) -> int:
+        """What each of `writers` writers may use for log rings."""
+        return max(0, self.budget_bytes - self.ingress_budget_bytes - self._fixed()) // writers
+
+    @property
+    def ingress_budget_bytes(self) -> int:
+        """What all ingress rings and receipts may take together."""
+        return self.budget_bytes // 4
+
+    @property
+    def ingress_used_bytes(self) -> int:
+        """What they take."""
+        return self._sum("i") + self._sum("r")
+
+    def make_ingress(self, ingress: int, pid: int, capacity: int, slots: int) -> tuple[int, int]:
+        """Makes the two objects of an ingress ring; returns capacity (bytes) and receipt slots.
+
+        Both become powers of two within bounds, and the capacity is halved until the budget has
+        room. Raises MemoryBudget.
+        """
+        slots = min(max(_power_of_two(slots), RECEIPT_SLOTS_MIN), RECEIPT_SLOTS_MAX)
+        least = _power_of_two(self.settings.ingress_min_bytes)
+        capacity = min(_power_of_two(capacity), _power_below(self.settings.ingress_max_bytes))
+        capacity = max(capacity, least)
+        room = self.ingress_budget_bytes - self.ingress_used_bytes - shm.receipts_bytes(slots)
+        while capacity > least and shm.ingress_bytes(capacity) > room:
+            capacity //= 2
+        if shm.ingress_bytes(capacity) > room:
+            raise errors.MemoryBudget(
+                f"no memory is left for another ingress ring: {shm.ingress_bytes(capacity)} bytes "
+                f"are needed and {max(room, 0)} of {self.ingress_budget_bytes} are free; end some "
+                "clients, or raise memory.budget_bytes",
+                needed_bytes=shm.ingress_bytes(capacity),
+                available_bytes=max(room, 0),
+            )
+        size = shm.ingress_bytes(capacity)
+        made = self._create(
+            self.name(f"i{ingress}"), shm.KIND_INGRESS, ingress, size, capacity=capacity, pid=pid
+        )
+        made.close()
+        try:
+            self._create(
+                self.name(f"r{ingress}"),
+                shm.KIND_RECEIPTS,
+                ingress,
+                shm.receipts_bytes(slots),
+                slots=slots,
+            ).close()
+        except BaseException:
+            self.drop_ingress(ingress)
+            raise
+        return capacity, slots
+
+    def drop_ingress(self, ingress: int) -> None:
+        """Unlinks both objects, after the writer has unmapped them."""
+        for name in (self.name(f"i{ingress}"), self.name(f"r{ingress}")):
+            shm.unlink(name)
+            self._sizes.pop(name, None)
+
+    def ingress_rings(self) -> set[int]:
+        """Those that were taken over whole."""
+        have = {letter: self._owners(letter) for letter in "ir"}
+        return have["i"] & have["r"]
+
+    def sweep_ingress(self, keep: set[int]) -> None:
+        """Unlinks ingress objects of nobody: half of a pair, or of a client that is not known."""
+        for ingress in (self._owners("i") | self._owners("r")) - keep:
+            self.drop_ingress(ingress)
+
+    def usage(self) -> dict[str, int]:
+        """Bytes by purpose, for `status`; log rings are counted where they lie."""
+        log_bytes = 0
+        for name in shm.list_prefix(self.prefix):
+            if name.startswith(self.name("l")):
+                path = Path(f"{_DIRECTORY}{name}")
+                log_bytes += path.stat().st_size if path.exists() else 0
+        used = self._fixed() + self.ingress_used_bytes + log_bytes
+        return {
+            "budget_bytes": self.budget_bytes,
+            "used_bytes": used,
+            "log_bytes": log_bytes,
+            "ingress_budget_bytes": self.ingress_budget_bytes,
+            "ingress_bytes": self.ingress_used_bytes,
+            "table_bytes": self._fixed(),
+            "shm_free_bytes": shm.free_bytes(),
+        }
+
+    def close(self, *, unlink: bool) -> None:
+        """Unmaps; with `unlink` every object of the prefix goes, log rings included."""
+        for table in self.tables.values():
+            table.close()
+        self.tables.clear()
+        if unlink:
+            shm.sweep(self.prefix, *self._ids(), ours_too=True)
+        if self._park is not None:
+            self._park.close()
+            self._park = None
+
+    def name(self, suffix: str) -> str:
+        """The POSIX name of an object."""
+        return f"{self.prefix}-{suffix}"
+
+    def path(self, suffix: str) -> str:
+        """The same as a file."""
+        return f"{_DIRECTORY}{self.name(suffix)}"
+
+    def _create(
+        self, name: str, kind: int, owner: int, size: int, *, slots: int = 0, capacity: int = 0,
+        pid: int = 0,
+    ) -> shm.ShmObject:  # fmt: skip
+        made = shm.create(
+            name, kind, owner, size, *self._ids(), slots=slots, capacity=capacity, client_pid=pid
+        )
+        self._sizes[name] = size
+        return made
+
+    def _lock_park(self, park: shm.ShmObject) -> None:
+        try:
+            fcntl.flock(park.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            park.close()
+            raise errors.ShmbrokerError(
+                f"another broker uses the shared memory {self.prefix}-*: its data directory is a "
+                "copy of this one, or this is one; stop it, or give the copy an identity of its "
+                "own by removing its datadir.json"
+            ) from None
+        self._park = park
+
+    def _check_room(self) -> None:
+        """Refuses at `up` what would fail at the first append."""
+        least = shm.PARK_BYTES + shm.table_bytes(1024)
+        least += shm.log_bytes(self.settings.ring_min_bytes)
+        least += shm.ingress_bytes(self.settings.ingress_min_bytes)
+        least += shm.receipts_bytes(RECEIPT_SLOTS_MIN)
+        free = shm.free_bytes()
+        if free < least:
+            raise errors.MemoryBudget(
+                f"{_DIRECTORY} is too small: a broker needs at least {least} bytes, and {free} are "
+                f"free; enlarge it: mount -o remount,size=1G {_DIRECTORY} (containers:
+                --shm-size=1g)", needed_bytes=least,
+                available_bytes=free,
+            )
+        spare = self.budget_bytes - self.ingress_budget_bytes
+        if spare < least:
+            raise errors.MemoryBudget(
+                f"memory.budget_bytes is {self.budget_bytes} and a broker needs at least "
+                f'{least * 4 // 3}; {_DIRECTORY} has {free} free, of which "auto" takes a quarter: '
+                "enlarge it, or set memory.budget_bytes",
+                needed_bytes=least * 4 // 3,
+                available_bytes=self.budget_bytes,
+            )
+
+    def _ids(self) -> tuple[bytes, bytes]:
+        return self.boot_id, self.dir_id
+
+    def _fixed(self) -> int:
+        return self._sum("p") + self._sum("w")
+
+    def _sum(self, letter: str) -> int:
+        start = self.name(letter)
+        return sum(size for name, size in self._sizes.items() if name.startswith(start))
+
+    def _owners(self, letter: str) -> set[int]:
+        start = self.name(letter)
+        return {int(name[len(start) :]) for name in self._sizes if name.startswith(start)}
+
+
+def _power_of_two(n: int) -> int:
+    """The least power of two that is n or more."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def _power_below(n: int) -> int:
+    """The greatest power of two that is n or less."""
+    return 1 << (n.bit_length() - 1)
+
+
+__all__ = ["RECEIPT_SLOTS_MAX", "RECEIPT_SLOTS_MIN", "SharedMemory", "boot_id"]

@@ -1,0 +1,101 @@
+"""What every test gets: a clean house, looked over before and after.
+
+A test that leaves shared memory, a child process, a socket or an open file behind fails, with the
+name of what it left. What dies asynchronously is awaited for a moment; nothing is swept up.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+_PATIENCE_S = 2.0  # for a killed process to be reaped by whoever started it
+_LONG_PATIENCE_S = 10.0
+
+
+def _shared_memory() -> set[str]:
+    return {str(path) for path in Path("/dev/shm").glob("shmb-*")}
+
+
+def _children() -> set[str]:
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        try:
+            command = " ".join(child.cmdline())[:120]
+            if "multiprocessing.resource_tracker" in command or "forkserver" in command:
+                continue  # one a session, the standard library's
+            found.add(f"process {child.pid} ({child.status()}): {command or child.name()}")
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def _descriptors() -> set[str]:
+    """Open sockets and shared memory, memfds and files of ours; not pipes of pytest's own."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # the listing's own descriptor
+        if target.startswith("socket:") or "shmb" in target or target.endswith((".log", ".db")):
+            found.add(f"descriptor {name} -> {target}")
+    return found
+
+
+def _sockets_in_tmp() -> set[str]:
+    root = Path(f"/tmp/shmbroker-{os.getuid()}")
+    return {str(path) for path in root.rglob("*")} if root.is_dir() else set()
+
+
+_LOOKS: tuple[Callable[[], set[str]], ...] = (
+    _shared_memory,
+    _children,
+    _descriptors,
+    _sockets_in_tmp,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails the test that leaves something behind."""
+    before = [look() for look in _LOOKS]
+    yield
+    patient = request.node.get_closest_marker("leaves_processes") is not None
+    deadline = time.monotonic() + (_LONG_PATIENCE_S if patient else _PATIENCE_S)
+    left = _left(before)
+    if left:
+        gc.collect()  # an object in a cycle is not yet a leak
+        left = _left(before)
+    while left and time.monotonic() < deadline:
+        time.sleep(0.02)
+        left = _left(before)
+    if left:
+        pytest.fail("left behind: " + "; ".join(sorted(left)), pytrace=False)
+
+
+def _left(before: list[set[str]]) -> set[str]:
+    return set().union(*(look() - was for look, was in zip(_LOOKS, before, strict=True)))
+
+
+@pytest.fixture
+def isolated_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Data, sockets and configuration of this test only; also set in `os.environ` for children."""
+    for name in [n for n in os.environ if n.startswith("SHMBROKER_")]:
+        monkeypatch.delenv(name)
+    places = {
+        "XDG_DATA_HOME": tmp_path / "data",
+        "XDG_RUNTIME_DIR": tmp_path / "run",
+        "XDG_CONFIG_HOME": tmp_path / "config",
+        "HOME": tmp_path / "home",
+    }
+    for name, path in places.items():
+        path.mkdir()
+        monkeypatch.setenv(name, str(path))
+    return dict(os.environ)

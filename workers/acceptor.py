@@ -1,0 +1,340 @@
+"""The acceptor: one process, one thread, that starts the others and answers everything but records.
+
+    up      lock the data directory, load `meta.db`, take over or sweep shared memory, plan, start
+            the writers, bind the sockets; ready when every writer has opened its partitions
+    down    "closing" to clients, `stop` to writers, unlink shared memory, close the store, unlock
+
+Owns: the data directory's lock while it runs, the instance's runtime directory, and every object
+of shared memory but the log rings. The messages are in `docs/ARCHITECTURE.md`.
+
+Invariants: nothing here waits but the loop; shared memory is unlinked only if every writer said
+that all is drained and on disk, otherwise it stays for the next `up` to adopt; after SIGKILL of
+this process its children die (lifecycle.py) and the kernel gives the locks back.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import zmq
+
+from shmbroker import errors
+from shmbroker.config import LoadedConfig, Places
+from shmbroker.control import messages
+from shmbroker.control.attach import AttachServer, Connection
+from shmbroker.control.plan import cores_for_writers
+from shmbroker.control.sessions import Ring, Sessions
+from shmbroker.workers import logs
+from shmbroker.workers.broker_state import BrokerState
+from shmbroker.workers.logs import get_logger
+from shmbroker.workers.loop import Loop
+from shmbroker.workers.requests import ControlRequests
+from shmbroker.workers.shutdown import Shutdown
+from shmbroker.workers.supervisor import Supervisor, Worker
+from shmbroker.workers.topics import Topics
+from shmbroker.workers.writer_link import OnDone, WriterLink
+
+CLAIM_GRACE_S: Final = 30.0  # for clients of a killed broker to attach again
+WRITER_MODULE: Final = "shmbroker.workers.writer"
+_DETACH_LIMIT_S: Final = 365 * 86_400.0  # a dead client's rest is appended, however long it takes
+_log = get_logger("shmbroker.acceptor")
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What `up` was asked for."""
+
+    places: Places
+    loaded: LoadedConfig
+    ready_fd: int | None = None  # told {"pid": …} or {"error": …} once; the detached parent waits
+    writer_module: str = WRITER_MODULE  # tests put a writer without an engine here
+
+
+class Acceptor:
+    """One broker, from `start` to the end of `run`."""
+
+    def __init__(self, options: UpOptions) -> None:
+        self.options = options
+        self.config = options.loaded.config
+        self.loop = Loop()
+        self.exit_code = 0
+        self.ready = False
+        self.links: dict[int, WriterLink] = {}
+        self.workers: dict[int, Worker] = {}
+        self.on_ready: list[Any] = []
+        self._hellos: dict[bytes, int] = {}  # ZeroMQ identity -> writer
+        self.shutdown = Shutdown(self)
+        self.loop.signals({signal.SIGTERM, signal.SIGINT}, self.shutdown.on_signal)
+        self.supervisor = Supervisor(self.loop, self.config.supervision, self._worker_gone)
+        self.state = BrokerState.open(options.places, self.config)
+        try:
+            self._start()
+        except BaseException:
+            self.state.close(unlink=not self.state.adopted)
+            raise
+
+    def _start(self) -> None:
+        state, places = self.state, self.options.places
+        self.topics = Topics(
+            state.meta, state.plan, state.memory, places.data_dir, self.config.log, self
+        )
+        self.sessions = Sessions(places.runtime_dir, state.boot_id.hex(), state.dir.data_dir_id)
+        self.sessions.restore(state.memory.ingress_rings())
+        state.memory.sweep_ingress(set(self.sessions.rings))
+        limit = state.plan.writers_limit
+        self.cores = cores_for_writers(state.cpus, limit, self.config.broker.pin)
+
+        self.zmq = zmq.Context(io_threads=1)
+        self.control = self._bind("control", self._control_readable)
+        self.writers_socket = self._bind("workers", self._workers_readable)
+        self.requests = ControlRequests(self)
+        self.topics.resume()
+        self.need_writers(sorted(state.plan.writers | set(range(state.writers_at_start))))
+        self.attach = AttachServer(
+            places.socket_path("attach"), self.loop, self._on_attach, self._on_hangup
+        )
+        logs.configure()  # only now: the writers are starting meanwhile
+        if self.sessions.clients:
+            self.loop.after(CLAIM_GRACE_S, self._end_grace)
+
+    def run(self) -> int:
+        """Runs until the end; returns the exit code."""
+        try:
+            self.loop.run()
+        finally:
+            self._close()
+        return self.exit_code
+
+    # Writers: what WriterLink and Topics ask for
+
+    def need_writers(self, writers: Iterable[int]) -> None:
+        """Starts those that are not there yet, and shares the memory out anew."""
+        fresh = [w for w in writers if w not in self.links]
+        for writer in fresh:
+            adopt = writer in self.state.memory.tables
+            if not adopt:
+                self.state.memory.make_table(writer, self.state.plan.table_slots)
+                self.state.plan.add_writer(writer)
+            self.links[writer] = WriterLink(
+                writer, adopt, self, self.loop, partial(self._send, self.writers_socket)
+            )
+        for writer in fresh:
+            self.workers[writer] = self.supervisor.add(
+                f"writer-{writer}",
+                "writer",
+                self.options.writer_module,
+                partial(self._writer_spec, writer),
+            )
+        if fresh:
+            share = {"log_memory_bytes": self._log_memory_bytes()}
+            for writer in self.links.keys() - set(fresh):
+                self.links[writer].request("memory", share, _ignore)
+
+    def ask(self, writer: int, op: str, args: Mapping[str, Any], on_done: OnDone) -> None:
+        """A request to a writer; waits while it is away."""
+        self.links[writer].request(op, args, on_done)
+
+    def slots_to_open(self, writer: int) -> list[dict[str, Any]]:
+        """See `writer_link.Owner`."""
+        return [self.topics.assign_args(place) for place in self.state.plan.of_writer(writer)
+                if place.topic in self.topics.topics()]  # fmt: skip
+
+    def rings_to_attach(self, writer: int) -> list[dict[str, Any]]:
+        """See `writer_link.Owner`."""
+        rings = self.sessions.rings.values()
+        return [_ring_args(ring) for ring in rings if ring.writer == writer and ring.attached]
+
+    def writer_opened(self, writer: int, partitions: Iterable[Mapping[str, Any]]) -> None:
+        """See `writer_link.Owner`."""
+        self.workers[writer].ready = True
+        for found in partitions:
+            self.topics.told(writer, found)
+        _log.info("writer ready", writer=writer, pid=self.workers[writer].pid)
+        if not self.ready and all(link.state == "ready" for link in self.links.values()):
+            self.ready = True
+            self.state.write_broker_file(self.describe())
+            for told in self.on_ready:
+                told()
+
+    def writer_failed(self, writer: int, error: errors.ShmbrokerError) -> None:
+        """See `writer_link.Owner`."""
+        _log.error("writer can't open its partitions", writer=writer, cause=str(error))
+        self.supervisor.kill(self.workers[writer])
+
+    def _writer_spec(self, writer: int) -> Any:
+        return self.state.writer_spec(
+            writer,
+            workers_address=self.options.places.zmq_address("workers"),
+            log_memory_bytes=self._log_memory_bytes(),
+            cpus=self.cores.get(writer),
+            adopt=self.links[writer].adopt,
+        )
+
+    def _log_memory_bytes(self) -> int:
+        return self.state.memory.log_memory_bytes(max(1, len(self.state.plan.writers)))
+
+    def _worker_gone(self, worker: Worker) -> None:
+        for writer, mine in self.workers.items():
+            if mine is worker:
+                self._hellos = {i: w for i, w in self._hellos.items() if w != writer}
+                self.links[writer].gone()
+        self.shutdown.worker_gone()
+
+    # Sockets
+
+    def _bind(self, name: str, readable: Any) -> zmq.Socket[bytes]:
+        sock = self.zmq.socket(zmq.ROUTER)
+        sock.linger = 0
+        sock.setsockopt(zmq.MAXMSGSIZE, messages.MAX_REPLY_BYTES)
+        before = os.umask(0o177)
+        try:
+            sock.bind(self.options.places.zmq_address(name))
+        finally:
+            os.umask(before)
+        self.loop.watch(sock, readable)
+        return sock
+
+    def _send(self, sock: zmq.Socket[bytes], identity: bytes, message: bytes) -> None:
+        try:
+            sock.send_multipart([identity, message], zmq.NOBLOCK)
+        except zmq.Again:  # a peer that does not read: its answer is lost, not our time
+            _log.warning("answer dropped", reason="its queue is full")
+
+    def _control_readable(self) -> None:
+        for identity, data in _received(self.control):
+            self.requests.handle(data, partial(self._send, self.control, identity))
+
+    def _workers_readable(self) -> None:
+        for identity, data in _received(self.writers_socket):
+            try:
+                self._from_writer(identity, messages.decode(data))
+            except errors.ShmbrokerError as error:
+                _log.error("bad message from a worker", cause=str(error))
+
+    def _from_writer(self, identity: bytes, message: messages.Message) -> None:
+        if isinstance(message, messages.Request) and message.op == "hello":
+            writer, pid = message.arg("writer", int), message.arg("pid", int)
+            worker = self.workers.get(writer)
+            if worker is None or worker.pid != pid:  # of a process that is no more
+                raise errors.InvalidRequest(f"hello of writer {writer} from pid {pid}")
+            if message.id is not None:
+                self._send(self.writers_socket, identity, messages.encode_reply(message.id, {}))
+            self._hellos[identity] = writer
+            self.links[writer].hello(identity)
+            return
+        writer = self._hellos.get(identity, -1)
+        if writer < 0:
+            raise errors.InvalidRequest("a message before hello")
+        if isinstance(message, messages.Reply):
+            self.links[writer].received(message)
+        elif isinstance(message, messages.Event) and message.name == "partition_state":
+            self.topics.told(writer, message.args)
+
+    # Clients
+
+    def _on_attach(self, connection: Connection, request: messages.Request) -> Mapping[str, Any]:
+        if self.shutdown.begun:
+            raise errors.BrokerGone("the broker is stopping")
+        pid = connection.pid or request.optional("pid", int) or 0
+        claim, token = request.optional("client", int), request.optional("token", str)
+        before = self.sessions.clients.get(claim) if claim is not None else None
+        old = before.connection if before is not None else None
+        client = self.sessions.attach(
+            connection, pid, (request.optional("name", str) or "")[:200], claim, token
+        )
+        if client is before and old is not None:  # its old connection is dead, we just don't know
+            self.attach.drop(old)
+        return self.describe() | {
+            "client": client.client,
+            "token": client.token,
+            "claimed": client is before,
+            "ingress": sorted(client.rings),
+        }
+
+    def _on_hangup(self, connection: Connection) -> None:
+        client = self.sessions.clients.get(connection.client or 0)
+        if client is None or client.connection is not connection:
+            return
+        client.connection = None
+        for ring in list(client.rings.values()):
+            self.close_ring(ring)
+        self.sessions.forget_if_gone(client)
+
+    def _end_grace(self) -> None:
+        for client in list(self.sessions.clients.values()):
+            if client.connection is None:
+                for ring in list(client.rings.values()):
+                    self.close_ring(ring)
+                self.sessions.forget_if_gone(client)
+
+    def close_ring(self, ring: Ring, on_done: OnDone | None = None) -> None:
+        """Has the writer append what is published and let go; then the ring is unlinked."""
+        if ring.closing and on_done is None:
+            return
+        ring.closing = True
+
+        def detached(reply: messages.Reply) -> None:
+            if reply.error is not None and self.shutdown.begun:
+                pass  # the writer drains all its rings as it stops, and all are unlinked then
+            elif reply.error is not None:
+                _log.error("ring not detached", ingress=ring.ingress, cause=str(reply.error))
+            else:
+                self.state.memory.drop_ingress(ring.ingress)
+                self.sessions.remove_ring(ring)
+            if on_done is not None:
+                on_done(reply)
+
+        link = self.links[ring.writer]
+        link.request("detach_ingress", {"ingress": ring.ingress}, detached, _DETACH_LIMIT_S)
+
+    def describe(self) -> dict[str, Any]:
+        """What every client is told, and `broker.json` says."""
+        places, state = self.options.places, self.state
+        return {
+            "instance": places.instance,
+            "data_dir": str(places.data_dir),
+            "data_dir_id": state.dir.data_dir_id,
+            "boot_id": state.boot_id.hex(),
+            "prefix": state.memory.prefix,
+            "control": places.socket_path("control"),
+            "broker_pid": os.getpid(),
+            "writers": len(self.links),
+            "format": state.dir.format_version,
+            "adopted": state.adopted,
+        }
+
+    def _close(self) -> None:
+        self.attach.close()
+        for sock in (self.control, self.writers_socket):
+            self.loop.unwatch(sock)
+            sock.close(linger=0)
+        self.zmq.destroy(linger=0)
+        self.state.close(unlink=self.shutdown.clean)
+        self.loop.close()
+
+
+def _received(sock: zmq.Socket[bytes]) -> Iterable[tuple[bytes, bytes]]:
+    while True:
+        try:
+            frames = sock.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return
+        if len(frames) == 2:
+            yield frames[0], frames[1]
+
+
+def _ring_args(ring: Ring) -> dict[str, Any]:
+    return {"ingress": ring.ingress, "client": ring.client, "capacity": ring.capacity,
+            "slots": ring.slots}  # fmt: skip
+
+
+def _ignore(_reply: messages.Reply) -> None:
+    """An answer that changes nothing."""
+
+
+__all__ = ["CLAIM_GRACE_S", "WRITER_MODULE", "Acceptor", "UpOptions"]

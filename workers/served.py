@@ -1,0 +1,188 @@
+"""One partition as its writer serves it: the log's files on one side, the engine on the other.
+
+Owns: a `PartitionLog` and the engine's `Partition`, and how they are put together: opened afresh, taken over
+from a killed writer, given segments as the sequencer asks for them, closed. Runs in the housekeeper.
+
+Invariants: the engine never learns of a file before it is durable in its directory; the clean marker
+is removed before the first ring is made; an offline partition is recovered from disk, never flushed again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+from shmbroker.log.partition import PartitionLog
+
+from shmbroker import errors
+from shmbroker._core import engine as core
+from shmbroker.config import TopicSettings
+from shmbroker.workers.rings import Rings
+
+_log = structlog.get_logger("shmbroker.writer")
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What the acceptor says of a slot; `docs/ARCHITECTURE.md`, op `assign`."""
+
+    slot: int
+    slot_epoch: int
+    topic: str
+    topic_id: str
+    partition: int
+    directory: Path
+    settings: TopicSettings
+
+    @property
+    def name(self) -> str:
+        """As in messages: topic-partition."""
+        return f"{self.topic}-{self.partition}"
+
+
+@dataclass(slots=True)
+class Served:
+    """See the module. `part` is None while the log can't be opened; `reason` then says why."""
+
+    place: Assignment
+    log: PartitionLog | None = None
+    part: core.Partition | None = None
+    reason: str = ""
+    checkpointed_bytes: int = 0
+    checkpointed_at: float = 0.0
+    started: bool = False
+    segment_since_ms: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def unsaved_bytes(self) -> int:
+        """Appended since the last checkpoint."""
+        return 0 if self.part is None else self.part.appended_bytes - self.checkpointed_bytes
+
+    def first_append(self, rings: Rings) -> bool:
+        """Makes everything ready for the first append: files, allocation, ring. False: no memory now."""
+        log, part = self._both()
+        if not self.started:
+            part.set_fd(log.before_first_append().fd)
+            self.started = True
+        self.extend()
+        _, filled = part.append_segment
+        unit = log.io.unit
+        tail = log.read_block(filled - filled % unit, filled % unit) if filled % unit else b""
+        return rings.provide(part, tail)
+
+    def extend(self) -> None:
+        """More space for the segment that is appended to; DiskFull when there is no room."""
+        log, part = self._both()
+        base, _ = part.append_segment
+        active = log.active
+        if active is None or active.base_offset != base:
+            return  # a roll is on its way: its segment comes with its own allocation
+        step = min(active.allocated_bytes + 1, log.settings.segment_bytes)
+        part.set_alloc(base, log.extend(max(step, part.alloc_need)))
+
+    def prepare_next(self) -> None:
+        """A next segment, ready to be named."""
+        log, part = self._both()
+        log.prepare_next()
+        part.set_next(log.next_bytes)
+
+    def roll(self) -> None:
+        """Names the segment that the sequencer has begun."""
+        log, part = self._both()
+        base = part.roll_waits
+        if base is not None:
+            part.rolled(log.roll(base).fd)
+
+    def seal(self) -> None:
+        """Finishes the segment before the active one."""
+        log, part = self._both()
+        self.collect_index()
+        base, nbytes, max_timestamp = part.sealed
+        for segment in log.segments:
+            if segment.base_offset == base:
+                log.seal(segment, nbytes, max_timestamp)
+                self.checkpointed_bytes = part.appended_bytes
+                return
+
+    def collect_index(self) -> None:
+        """Takes the index entries that the sequencer has gathered to the index files."""
+        log, part = self._both()
+        for base, packed in part.collect_index():
+            log.add_index_entries(base, packed)
+
+    def checkpoint(self) -> None:
+        """Writes a checkpoint at the durable end, unless a roll is under way (the seal will)."""
+        log, part = self._both()
+        self.collect_index()
+        appended = part.appended_bytes
+        segment, nbytes, offset = part.durable()
+        if log.active is not None and segment == log.active.base_offset:
+            log.write_checkpoint(offset, nbytes, max_timestamp=part.max_timestamp)
+            self.checkpointed_bytes = appended
+
+    def retain(self, now_ms: int) -> None:
+        """Retires what retention.ms and retention.bytes no longer keep; rolls by segment.ms."""
+        log, part = self._both()
+        start = log.retire(now_ms, part.durable()[2])
+        if start is not None:
+            part.set_log_start(start)
+        base, filled = part.append_segment
+        since = self.segment_since_ms.setdefault(base, now_ms)
+        if len(self.segment_since_ms) > 2:
+            self.segment_since_ms = {base: since}
+        if filled and now_ms - since >= self.place.settings.segment_ms:
+            part.roll_due(base)
+            if not log.has_next:
+                self.prepare_next()
+
+    def fail(self) -> None:
+        """The engine has put it offline after a failed write: says so."""
+        _, part = self._both()
+        code = part.failed_errno
+        self.reason = (
+            f"writing {self.place.directory} failed: {os.strerror(code)} "
+            f"({errno.errorcode.get(code, code)}); it is recovered from disk at the next start"
+        )
+        _log.error("partition offline", partition=self.place.name, reason=self.reason)
+
+    def describe(self) -> dict[str, object]:
+        """For `status`."""
+        found: dict[str, object] = {
+            "slot": self.place.slot,
+            "topic": self.place.topic,
+            "partition": self.place.partition,
+            "reason": self.reason,
+        }
+        if self.log is not None:
+            found |= self.log.describe()
+        return found
+
+    def close(self, engine: core.Engine, rings: Rings) -> None:
+        """Lets go of it: with the clean marker when all of it is durable, as it is on disk otherwise."""
+        part, log = self.part, self.log
+        self.part = self.log = None
+        durable: tuple[int, int] | None = None
+        if part is not None:
+            writable = part.state in ("online", "no_space")
+            segment, nbytes, offset = part.durable()
+            if log is not None and log.active is not None and writable and self.started:
+                for base, packed in part.collect_index():
+                    log.add_index_entries(base, packed)
+                if segment == log.active.base_offset and offset == part.log_end_offset:
+                    durable = (offset, nbytes)
+            part.set_state("closed")
+            engine.close_partition(self.place.slot)
+            rings.drop(self.place.slot)
+        if log is not None:
+            if durable is None:
+                log.close()
+            else:
+                log.close(*durable)
+
+    def _both(self) -> tuple[PartitionLog, core.Partition]:
+        if self.log is None or self.part is None:
+            raise errors.PartitionOffline(f"{self.place.name} is not open: {self.reason}")
+        return self.log, self.part
