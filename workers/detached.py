@@ -117,9 +117,7 @@ def stop(
         _wait_gone(pidfds, limit_s, show or (lambda _names: None))
 
 
-def _wait_gone(
-    pidfds: dict[int, str], limit_s: float, show: Callable[[list[str]], None]
-) -> None:
+def _wait_gone(pidfds: dict[int, str], limit_s: float, show: Callable[[list[str]], None]) -> None:
     poll = select.poll()
     for pidfd in pidfds:
         poll.register(pidfd, select.POLLIN)
@@ -130,8 +128,8 @@ def _wait_gone(
         now = time.monotonic()
         if now >= deadline:
             raise errors.TimedOut(
-                f"still there after {limit_s:g} s: {', '.join(left.values())}; see: shmbroker
-                status"
+                f"still there after {limit_s:g} s: {', '.join(left.values())}; "
+                "see: shmbroker status"
             )
         if now >= next_show:
             show(list(left.values()))
@@ -140,6 +138,8 @@ def _wait_gone(
         for pidfd, _ in poll.poll(max(1, int(wait_s * 1000))):
             poll.unregister(pidfd)
             del left[pidfd]
+            with contextlib.suppress(ChildProcessError):  # ours only if we started it
+                os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
 
 
 def _tail(log: Path, lines: int = 5) -> str:

@@ -1,18 +1,19 @@
 """Opening a partition in its writer: from disk, or out of the hands of a killed writer.
 
-Owns the decision which of the two. Taking over (invariants 8 and 10): the slot's positions and ring are
-believed after every batch past the durable position was verified; the log is scanned exactly up to that
-position, for the producer table, and nothing is cut. Whatever does not add up is recovered from disk.
+Owns the decision which of the two. Taking over (invariants 8 and 10): the slot's positions and
+ring are believed after every batch past the durable position was verified; the log is scanned
+exactly up to that position, for the producer table, and nothing is cut. Whatever does not add up
+is recovered from disk.
 """
 
 from __future__ import annotations
 
 import structlog
-from shmbroker.log.partition import PartitionLog
 
 from shmbroker import errors
 from shmbroker._core import engine as core
 from shmbroker.log.iomode import IoMode
+from shmbroker.log.partition import PartitionLog
 from shmbroker.workers.rings import Rings
 from shmbroker.workers.served import Assignment, Served
 

@@ -1,24 +1,26 @@
-"""The log rings of one writer: made, grown, taken away, within the writer's share of the memory budget.
+"""The log rings of one writer: made, grown, taken away, within the writer's share of the memory
+budget.
 
-Owns: the shared-memory objects `<prefix>-l<writer>.<slot>.<generation>` and the sum of their bytes. Runs in the
-housekeeper. A ring is made at a partition's first append with `memory.ring_min_bytes`, grows fourfold when
-producers wait for it, up to `memory.ring_max_bytes`, and is taken away when it is idle and others need the room.
+Owns: the shared-memory objects `<prefix>-l<writer>.<slot>.<generation>` and the sum of their
+bytes. Runs in the housekeeper. A ring is made at a partition's first append with
+`memory.ring_min_bytes`, grows fourfold when producers wait for it, up to `memory.ring_max_bytes`,
+and is taken away when it is idle and others need the room.
 
 Invariants: a partition is held and drained whenever its ring changes, so everything under the old
-generation is durable; the low half of the generation counts rings, the high half recoveries from disk;
-`ring_bytes` 0 in the slot says that there is none, and then the file holds the whole log.
+generation is durable; the low half of the generation counts rings, the high half recoveries from
+disk; `ring_bytes` 0 in the slot says that there is none, and then the file holds the whole log.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from shmbroker._core.engine import Engine, Partition
-
 from shmbroker import errors
 from shmbroker._core import shm
+from shmbroker._core.engine import Engine, Partition
 from shmbroker.config import MemorySection
 
 IDLE_S: Final = 0.02  # a ring without an append for so long may be taken away
@@ -56,6 +58,8 @@ class Rings:
         self._memory = memory
         self._rings: dict[int, Ring] = {}
         self._refused: set[int] = set()
+        # Names a segment that the slot's flushers wait for: a held partition can't drain without.
+        self.settle: Callable[[int], None] = lambda _slot: None
         self.used_bytes = 0
 
     def name(self, slot: int, generation: int) -> str:
@@ -63,7 +67,7 @@ class Rings:
         return f"{self._name}.{slot}.{generation}"
 
     def open_existing(self, slot: int, generation: int, capacity: int) -> int:
-        """Takes over a killed writer's ring; returns its descriptor. Raises OSError, ShmbrokerError."""
+        """Takes over a killed writer's ring; returns its descriptor. Raises OSError."""
         found = shm.open_existing(
             self.name(slot, generation), shm.KIND_LOG, *self._ids, writable=True
         )
@@ -109,6 +113,7 @@ class Rings:
     def _change(self, part: Partition, capacity: int, tail: bytes | None) -> bool:
         part.hold()
         try:
+            self.settle(part.slot)
             if part.ring_bytes and not part.wait_drained(DRAIN_S):
                 return False
             self._replace(part, capacity, tail)
@@ -179,6 +184,7 @@ class Rings:
             return
         part.hold()
         try:
+            self.settle(slot)
             if part.wait_drained(DRAIN_S):
                 part.install_ring(-1, 0, part.generation + 1, None)
                 self.drop(slot)

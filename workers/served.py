@@ -1,10 +1,12 @@
 """One partition as its writer serves it: the log's files on one side, the engine on the other.
 
-Owns: a `PartitionLog` and the engine's `Partition`, and how they are put together: opened afresh, taken over
-from a killed writer, given segments as the sequencer asks for them, closed. Runs in the housekeeper.
+Owns: a `PartitionLog` and the engine's `Partition`, and how they are put together: opened afresh,
+taken over from a killed writer, given segments as the sequencer asks for them, closed. Runs in
+the housekeeper.
 
-Invariants: the engine never learns of a file before it is durable in its directory; the clean marker
-is removed before the first ring is made; an offline partition is recovered from disk, never flushed again.
+Invariants: the engine never learns of a file before it is durable in its directory; the clean
+marker is removed before the first ring is made; an offline partition is recovered from disk,
+never flushed again.
 """
 
 from __future__ import annotations
@@ -12,14 +14,13 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import structlog
-from shmbroker.log.partition import PartitionLog
 
 from shmbroker import errors
 from shmbroker._core import engine as core
 from shmbroker.config import TopicSettings
+from shmbroker.log.partition import PartitionLog
 from shmbroker.workers.rings import Rings
 
 _log = structlog.get_logger("shmbroker.writer")
@@ -34,7 +35,7 @@ class Assignment:
     topic: str
     topic_id: str
     partition: int
-    directory: Path
+    directory: str
     settings: TopicSettings
 
     @property
@@ -62,7 +63,7 @@ class Served:
         return 0 if self.part is None else self.part.appended_bytes - self.checkpointed_bytes
 
     def first_append(self, rings: Rings) -> bool:
-        """Makes everything ready for the first append: files, allocation, ring. False: no memory now."""
+        """Readies files, allocation and ring for the first append. False: no memory now."""
         log, part = self._both()
         if not self.started:
             part.set_fd(log.before_first_append().fd)
@@ -161,7 +162,7 @@ class Served:
         return found
 
     def close(self, engine: core.Engine, rings: Rings) -> None:
-        """Lets go of it: with the clean marker when all of it is durable, as it is on disk otherwise."""
+        """Lets go of it: with the clean marker if all of it is durable, as it is otherwise."""
         part, log = self.part, self.log
         self.part = self.log = None
         durable: tuple[int, int] | None = None
@@ -184,5 +185,5 @@ class Served:
 
     def _both(self) -> tuple[PartitionLog, core.Partition]:
         if self.log is None or self.part is None:
-            raise errors.PartitionOffline(f"{self.place.name} is not open: {self.reason}")
+            raise errors.PartitionOffline(self.place.topic, self.place.partition, self.reason)
         return self.log, self.part

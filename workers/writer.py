@@ -1,9 +1,9 @@
 """A writer process: one sequencer thread, flusher threads, and this housekeeper.
 
-The main thread runs the event loop: requests of the acceptor over ZeroMQ, wants of the engine over an
-eventfd, and a tick. It alone touches files, rings and checkpoints. The sequencer and the flushers run
-in C without the GIL (sequencer.h, appender.h) and never wait for this thread unless a partition needs a
-file or a ring that was not made ahead in time.
+The main thread runs the event loop: requests of the acceptor over ZeroMQ, wants of the engine
+over an eventfd, and a tick. It alone touches files, rings and checkpoints. The sequencer and the
+flushers run in C without the GIL (sequencer.h, appender.h) and never wait for this thread unless
+a partition needs a file or a ring that was not made ahead in time.
 
 Ends when told to (`stop`: drain, sync, clean marker), or with its acceptor (lifecycle.py).
 """
@@ -15,6 +15,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -25,8 +26,8 @@ from shmbroker._core import engine as core
 from shmbroker._core import shm
 from shmbroker.config import TopicSettings
 from shmbroker.control import messages
-from shmbroker.control.plan import WriterSpec
 from shmbroker.control.datadir import lock_shared
+from shmbroker.control.plan import WriterSpec
 from shmbroker.log.files import sync_directory
 from shmbroker.log.iomode import detect_io_mode
 from shmbroker.workers.lifecycle import adopt_parent
@@ -49,6 +50,7 @@ class Writer:
         self._engine = engine
         self._opener = opener
         self._rings = rings
+        rings.settle = self._settle
         self._loop = Loop()
         self._served: dict[int, Served] = {}
         self._objects: dict[int, tuple[shm.ShmObject, shm.ShmObject]] = {}
@@ -57,8 +59,8 @@ class Writer:
         self._retry_set = False
         self._retained_at = 0.0
         self._threads: list[threading.Thread] = []
-        self._socket = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket.linger = 0
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
         self._ops: dict[str, Callable[[messages.Request], Mapping[str, Any] | None]] = {
             "open": self._open,
             "assign": self._assign,
@@ -151,7 +153,7 @@ class Writer:
         self._engine.run_sequencer()
 
     def _place(self, entry: Mapping[str, Any]) -> Assignment:
-        directory = self._spec.data_dir / str(entry["directory"])
+        directory = str(self._spec.data_dir / str(entry["directory"]))
         settings = TopicSettings.from_kafka(entry["settings"], self._spec.config.log)
         return Assignment(
             int(entry["slot"]),
@@ -182,7 +184,7 @@ class Writer:
         served.close(self._engine, self._rings)
         if log is not None and request.optional("delete", bool):
             shutil.rmtree(served.place.directory)
-            sync_directory(str(served.place.directory.parent))
+            sync_directory(os.path.dirname(served.place.directory))
         self._engine.free_slot(slot)
         return {}
 
@@ -341,6 +343,12 @@ class Writer:
         elif self._waiting.get(part.slot):
             self._recovered(served)
 
+    def _settle(self, slot: int) -> None:
+        served = self._served.get(slot)
+        if served is not None and served.part is not None and served.part.roll_waits is not None:
+            served.part.done(core.WANT_ROLL)
+            served.roll()
+
     def _no_space(self, served: Served, bit: int, error: errors.DiskFull) -> None:
         part = served.part
         assert part is not None
@@ -412,7 +420,7 @@ class Writer:
             self._rings.allow_growth()
             for served in self._served.values():
                 if served.part is not None and served.part.state in ("online", "no_space"):
-                    self._guard(served, lambda s=served: s.retain(int(time.time() * 1000)))
+                    self._guard(served, partial(served.retain, int(time.time() * 1000)))
 
     def _checkpoint(self, now: float) -> None:
         """Keeps what a recovery would have to scan within checkpoint_bytes over all partitions, and
@@ -466,7 +474,7 @@ def main(spec: WriterSpec) -> None:
     io_mode = detect_io_mode(str(spec.data_dir))
     opener = Opener(engine, rings, io_mode, spec.io.flush_max_bytes)
     Writer(spec, engine, opener, rings).run()
-    lock.close()
+    lock.release()
 
 
 __all__ = ["Writer", "main"]

@@ -26,6 +26,7 @@ from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop, Timer
 
 REQUEST_LIMIT_S: Final = 30.0
+_NOT_AGAIN: Final = frozenset({"status", "memory"})  # of the process that is gone, not of the next
 _SLOTS_A_MESSAGE: Final = 1000  # a message has at most messages.MAX_REQUEST_BYTES
 _log = get_logger("shmbroker.writers")
 
@@ -111,9 +112,14 @@ class WriterLink:
         self.adopt = True
         unanswered = [call for _, call in sorted(self._asked.items()) if call.timer is not None]
         self._asked.clear()
-        self._waiting.extendleft(reversed(unanswered))
+        again = [call for call in unanswered if call.op not in _NOT_AGAIN]
+        self._waiting.extendleft(reversed(again))
         if self.state != "stopped":
             self.state = "away"
+        error = errors.BrokerGone(f"writer-{self.writer} died while it was asked")
+        for call in unanswered:
+            if call.op in _NOT_AGAIN:
+                self._finish(call, messages.Reply(None, error=error))
 
     def stopped(self) -> None:
         """The writer has stopped for good: nothing is asked any more, and nothing waits."""

@@ -185,6 +185,7 @@ static inline int shmb_flush_step(struct shmb_engine *e, struct shmb_part *p, ui
         return 0;
     }
     shmb_poke(&s->write_ns, (shmb_peek(&s->write_ns) * 7 + (uint64_t)took) / 8);
+    shmb_poke(&s->busy_ns, shmb_peek(&s->busy_ns) + (uint64_t)took);
     shmb_set_durable(p, end, offset);
     shmb_park_wake(p->durable_word);
     shmb_park_wake(&e->park[SHMB_PARK_INSTANCE * (SHMB_LINE / 4)]);

@@ -204,7 +204,7 @@ static inline void shmb_part_ring_all(struct shmb_engine *e, struct shmb_part *p
 {
     shmb_park_wake_always(p->appended_word);
     shmb_park_wake_always(p->durable_word);
-    shmb_park_wake(&e->park[SHMB_PARK_INSTANCE * (SHMB_LINE / 4)]);
+    shmb_park_wake_always(&e->park[SHMB_PARK_INSTANCE * (SHMB_LINE / 4)]);
 }
 
 static inline void shmb_end_pair(const struct shmb_part *p, uint64_t *position, int64_t *offset)
@@ -254,9 +254,10 @@ static inline void shmb_set_log_end(struct shmb_part *p, uint64_t position, int6
     p->log_end = position;
     p->append_position = position;
     p->next_offset = offset;
-    shmb_end_pair_set(p, position, offset);
     shmb_publish(&p->slot->log_end_offset, (uint64_t)offset);
     shmb_publish(&p->slot->log_end_position, position);
+    /* Last: the token holder writes up to this pair, and durable must not pass the slot's log end. */
+    shmb_end_pair_set(p, position, offset);
 }
 static inline void shmb_mark(struct shmb_part *p, uint64_t position, int64_t offset)
 {

@@ -69,8 +69,10 @@ static inline int shmb_log_find(const struct shmb_log_view *v, int64_t offset, i
     while (low < high) {
         uint64_t mid = low + (high - low) / 2;
         const struct shmb_index_entry *e = &v->index[mid % v->index_entries];
+        /* Position first, by acquire; the writer stores it last, by release. So an old offset can't come
+         * with a newer position; a newer offset comes with a `reserved` that refuses the position. */
+        uint64_t p = shmb_observe(&e->position);
         int64_t o = (int64_t)shmb_peek(&e->base_offset);
-        uint64_t p = shmb_peek(&e->position);
         if (!shmb_slot_still_there(v->slot, p, v->capacity)) {
             low = mid + 1; /* overwritten, or about to be: too old */
         } else if (o <= offset) {

@@ -1,23 +1,27 @@
 /* Parking: how one process sleeps until another has published something.
  *
- * A park word is a 32-bit futex in the park object, on a cache line of its own; it is a flag, never a
- * count, and both sides write it:
+ * A park word is a 32-bit futex in the park object, on a cache line of its own; both sides write it. It
+ * is 2 k + armed: a flag, and a number k that each wake-up raises so that the flag is never the same twice:
  *
  *     waiter                                  waker
  *     ------                                  -----
- *     word = ARMED            (W1)            publish the condition (release)      (S1)
+ *     v = word |= 1           (W1)            publish the condition (release)      (S1)
  *     seq_cst fence           (W2)            seq_cst fence                        (S2)
- *     condition true? return  (W3)            if word == ARMED:                    (S3)
- *     FUTEX_WAIT(word, ARMED) (W4)                exchange word -> 0, FUTEX_WAKE   (S4)
+ *     condition true? return  (W3)            if word is armed:                    (S3)
+ *     FUTEX_WAIT(word, v)     (W4)                word: v -> v + 1, FUTEX_WAKE     (S4)
  *
- * Why no wake-up is lost: the two fences are in one total order. If W2 comes first, S3 sees ARMED and
- * S4 wakes: either the waiter already sleeps, or the kernel, which compares the word under its own
- * lock, finds 0 and FUTEX_WAIT returns at once. If S2 comes first, W3 sees the condition. With acquire
- * and release alone both W3 and S3 may read the old values (store buffering), on x86 too: measured, 46,394 of
- * 2 M rounds would have slept for ever.
+ * Why no wake-up is lost: the two fences are in one total order. If W2 comes first, S3 sees the word armed
+ * and S4 wakes: either the waiter already sleeps, or the kernel, which compares the word under its own
+ * lock, finds another number and FUTEX_WAIT returns at once. If S2 comes first, W3 sees the condition. With
+ * acquire and release alone both W3 and S3 may read the old values (store buffering), on x86 too: measured,
+ * 46,394 of 2 M rounds would have slept for ever.
  *
  * Several waiters may share a word (hashed groups): S4 wakes them all, and whoever finds its own
- * condition false arms again. A waiter that died leaves the word ARMED: that costs one wake-up.
+ * condition false arms again. That is why a flag alone is not enough: B looks (W3), its wake-up comes and
+ * clears the flag, A arms, and B falls asleep on A's flag, its condition true (tests/model/park.pml,
+ * PLAIN_FLAG). A compare-and-swap of S4 that fails lost to another waker, who wakes everybody too. A waiter
+ * that died leaves the word armed: that costs one wake-up. A waker that dies inside S4 leaves it
+ * cleared and the others asleep: whoever notices a death rings with shmb_park_wake_always.
  *
  * The timeout is the caller's (a user's timeout=); nothing here wakes up by itself to look again.
  */
@@ -27,6 +31,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <stdint.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -42,10 +47,18 @@ static inline int64_t shmb_now_ns(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* W1 and W2. The caller looks at its condition next, and then calls shmb_park_wait. */
+/* What this thread's last shmb_park_arm left in a word, by the word's line within the park object. */
+static _Thread_local uint32_t shmb_park_seen[1024];
+static inline uint32_t *shmb_park_mine(const shmb_a32 *word)
+{
+    return &shmb_park_seen[((uintptr_t)word / 64) % 1024];
+}
+
+/* W1 and W2. The caller looks at its condition next, and then calls shmb_park_wait in the same thread. */
 static inline void shmb_park_arm(shmb_a32 *word)
 {
-    atomic_store_explicit(word, SHMB_PARK_ARMED, memory_order_relaxed);
+    *shmb_park_mine(word) =
+        atomic_fetch_or_explicit(word, SHMB_PARK_ARMED, memory_order_relaxed) | SHMB_PARK_ARMED;
     shmb_fence_full();
 }
 
@@ -60,29 +73,33 @@ static inline int shmb_park_wait(shmb_a32 *word, int64_t deadline_ns)
         limit = &at;
     }
     /* FUTEX_WAIT_BITSET takes an absolute CLOCK_MONOTONIC time; not PRIVATE: other processes wake. */
-    long rc = syscall(SYS_futex, word, FUTEX_WAIT_BITSET, SHMB_PARK_ARMED, limit, NULL,
+    long rc = syscall(SYS_futex, word, FUTEX_WAIT_BITSET, *shmb_park_mine(word), limit, NULL,
                       FUTEX_BITSET_MATCH_ANY);
     if (rc == 0 || errno == EAGAIN)
         return 0;
     return errno;
 }
 
-/* S2 to S4: call after publishing. Returns 1 when a system call was made. */
+/* S2 to S4: call after publishing. Returns 1 when the word was armed. */
 static inline int shmb_park_wake(shmb_a32 *word)
 {
     shmb_fence_full();
-    if (__builtin_expect(shmb_peek32(word) == 0, 1))
+    uint32_t v = shmb_peek32(word);
+    if (__builtin_expect(!(v & SHMB_PARK_ARMED), 1))
         return 0;
-    if (atomic_exchange_explicit(word, 0, memory_order_acq_rel) != 0)
+    if (atomic_compare_exchange_strong_explicit(word, &v, v + 1, memory_order_acq_rel, memory_order_relaxed))
         syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
     return 1;
 }
 
-/* Wakes every waiter of the word whatever it shows (state changes, shutdown, a broker that is gone). */
+/* Wakes every waiter of the word whatever it shows (state changes, shutdown, somebody's death). */
 static inline void shmb_park_wake_always(shmb_a32 *word)
 {
     shmb_fence_full();
-    atomic_exchange_explicit(word, 0, memory_order_acq_rel);
+    uint32_t v = shmb_peek32(word);
+    while (!atomic_compare_exchange_weak_explicit(word, &v, (v | SHMB_PARK_ARMED) + 1, memory_order_acq_rel,
+                                                  memory_order_relaxed)) {
+    }
     syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
@@ -103,7 +120,7 @@ static inline int shmb_park_wait_any(shmb_a32 *const *words, unsigned n, int64_t
     struct shmb_waitv v[SHMB_WAITV_MAX];
     struct timespec at, *limit = NULL;
     for (unsigned i = 0; i < n; i++) {
-        v[i].val = SHMB_PARK_ARMED;
+        v[i].val = *shmb_park_mine(words[i]);
         v[i].uaddr = (uint64_t)(uintptr_t)words[i];
         v[i].flags = SHMB_FUTEX2_SIZE_U32;
         v[i].reserved = 0;

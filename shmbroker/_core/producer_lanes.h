@@ -129,6 +129,7 @@ struct shmb_pbatch {
     uint64_t frame_position;  /* in the ring, for a resend */
     uint32_t frame_bytes;
     int32_t error;            /* number of errors.py; 0: none */
+    uint32_t resent;          /* may be in the log already, further back than the broker remembers */
     int32_t cause;            /* with SHMB_E_EARLIER: what the earlier batch met */
     int32_t unlooked;         /* failed records whose receipts nobody has looked at */
     int32_t base_sequence;
@@ -153,8 +154,8 @@ struct shmb_outlet {
     uint32_t poke;                 /* the client thread has yet to be told of open batches */
     uint64_t batches;              /* published so far */
     uint64_t records;
+    uint32_t epoch;                /* of the attachment under which the ring was last found to be ours */
     struct shmb_outlet *next;      /* the client thread's list */
-    int registered;
 };
 
 struct shmb_lane {
@@ -162,6 +163,7 @@ struct shmb_lane {
     struct shmb_outlet *out;
     struct shmb_slot *slot;        /* of the writer's table, read-only */
     shmb_a32 *durable_word;
+    int32_t partition;
     uint32_t slot_index;
     uint32_t slot_epoch;
     uint16_t acks;
@@ -289,7 +291,10 @@ static inline void shmb_lane_rejected(struct shmb_lane *l, struct shmb_pbatch *b
             l->sequence = 0;
         }
     }
-    shmb_pbatch_fail(b, SHMB_PB_FAILED, error);
+    if (b->resent && error == SHMB_E_SEQUENCE_GAP)
+        shmb_pbatch_fail(b, SHMB_PB_UNKNOWN, SHMB_E_UNKNOWN_OUTCOME);
+    else
+        shmb_pbatch_fail(b, SHMB_PB_FAILED, error);
 }
 
 static inline void shmb_pbatch_received(struct shmb_pbatch *b, const struct shmb_receipt *r)
@@ -435,6 +440,8 @@ static __attribute__((noinline)) enum shmb_put shmb_lane_open(struct shmb_lane *
 {
     struct shmb_outlet *o = l->out;
     struct shmb_ingress *g = &o->ring;
+    if (shmb_peek32(&l->busy))
+        return SHMB_PUT_BUSY;
     shmb_outlet_drain(o);
     if (__builtin_expect(shmb_peek32(&g->back->detached) != 0, 0))
         return SHMB_PUT_DETACHED;
@@ -681,6 +688,166 @@ static inline enum shmb_put shmb_lane_after(struct shmb_lane *l)
                              l->at - l->base < SHMB_GATHER_BYTES)))
         return SHMB_PUT_OK;
     return shmb_lane_seal(l);
+}
+
+/* ---- With the lock ---------------------------------------------------------------------------- */
+
+/* Locks the lane's outlet, which may change while we wait for the lock (see shmb_lane_move). */
+static inline struct shmb_outlet *shmb_lane_lock(struct shmb_lane *l)
+{
+    for (;;) {
+        struct shmb_outlet *o = *(struct shmb_outlet *volatile *)&l->out;
+        shmb_lock(&o->lock);
+        if (__builtin_expect(*(struct shmb_outlet *volatile *)&l->out == o, 1))
+            return o;
+        shmb_unlock(&o->lock);
+    }
+}
+/* One record; the GIL is held. The batch gets a Python reference. *after: what shmb_lane_after said. */
+static inline enum shmb_put shmb_lane_send(struct shmb_lane *l, const struct shmb_item *r, struct shmb_pbatch **in,
+                                           int32_t *index, enum shmb_put *after)
+{
+    struct shmb_outlet *o = shmb_lane_lock(l);
+    enum shmb_put rc = shmb_lane_put(l, r, in, index);
+    if (__builtin_expect(rc == SHMB_PUT_OK, 1)) {
+        shmb_pbatch_py_hold(*in);
+        *after = shmb_lane_after(l);
+    }
+    shmb_unlock(&o->lock);
+    return rc;
+}
+static inline enum shmb_put shmb_lane_flush(struct shmb_lane *l)
+{
+    struct shmb_outlet *o = shmb_lane_lock(l);
+    enum shmb_put rc = l->open && l->open->count ? shmb_lane_seal(l) : SHMB_PUT_OK;
+    shmb_unlock(&o->lock);
+    return rc;
+}
+
+/* What a waiter for one batch has to do next. */
+struct shmb_look {
+    uint32_t state;
+    enum shmb_put put;         /* of sealing it, while it is open */
+    struct shmb_outlet *out;
+    struct shmb_receipts_head *back;
+    shmb_a32 *word;
+    uint64_t tail, receipts;   /* seen before the attempt to seal */
+    uint64_t frame_seq, end_position, generation;
+    uint32_t detached;
+};
+static inline int shmb_pbatch_settled(const struct shmb_pbatch *b)
+{
+    uint32_t state = shmb_pbatch_state(b);
+    return state >= SHMB_PB_DONE || (b->lane->acks == SHMB_ACKS_NONE && state >= SHMB_PB_PUBLISHED);
+}
+/* Seals the batch if it is open, takes receipts, and says where it stands. Takes the lock. */
+static inline void shmb_pbatch_look(struct shmb_pbatch *b, int seal, struct shmb_look *look)
+{
+    struct shmb_lane *l = b->lane;
+    struct shmb_outlet *o = shmb_lane_lock(l);
+    look->out = o;
+    look->back = o->ring.back;
+    look->word = o->ring.word;
+    look->tail = shmb_observe(&o->ring.back->tail);
+    look->receipts = shmb_observe(&o->ring.back->receipts);
+    look->put = SHMB_PUT_OK;
+    if (seal && l->open == b && b->count)
+        look->put = shmb_lane_seal(l);
+    shmb_outlet_drain(o);
+    shmb_lane_settle(l);
+    look->state = shmb_pbatch_state(b);
+    look->frame_seq = b->frame_seq;
+    look->end_position = b->end_position;
+    look->generation = b->generation;
+    look->detached = shmb_observe32(&o->ring.back->detached);
+    shmb_unlock(&o->lock);
+}
+
+/* For the end of compression and of a move; wakes those whom SHMB_PUT_BUSY sent away. */
+static inline void shmb_lane_wait_busy(struct shmb_lane *l)
+{
+    while (shmb_observe32(&l->busy))
+        syscall(SYS_futex, &l->busy, FUTEX_WAIT_PRIVATE, 1, NULL, NULL, 0);
+}
+static inline void shmb_lane_wake_busy(struct shmb_lane *l)
+{
+    syscall(SYS_futex, &l->busy, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+/* ---- Moving to another ring ------------------------------------------------------------------- */
+/* A larger ring, or a new one after the broker lost the old: every lane is made busy, what is in flight
+ * is published again from the old ring's memory, which is still mapped, and then the lanes go on. */
+
+/* Begins a move; 0 when the lane is busy with compression: wait and try again. Takes the lock. */
+static inline int shmb_lane_move_begin(struct shmb_lane *l)
+{
+    struct shmb_outlet *o = shmb_lane_lock(l);
+    int ok = !shmb_peek32(&l->busy);
+    if (ok && l->open && l->in_ring)
+        ok = shmb_lane_evict(l);
+    if (ok)
+        shmb_lane_hold_open(l);
+    shmb_unlock(&o->lock);
+    return ok;
+}
+/* To another outlet; nobody but the mover touches a busy lane. Takes both locks, one after the other. */
+static inline void shmb_lane_move(struct shmb_lane *l, struct shmb_outlet *to)
+{
+    struct shmb_outlet *o = l->out;
+    if (o == to)
+        return;
+    shmb_lock(&o->lock);
+    if (l->open)
+        shmb_outlet_remove_open(o, l);
+    *(struct shmb_outlet *volatile *)&l->out = to;
+    shmb_unlock(&o->lock);
+    shmb_lock(&to->lock);
+    if (l->open)
+        shmb_outlet_add_open(to, l);
+    shmb_unlock(&to->lock);
+}
+static inline void shmb_lane_move_end(struct shmb_lane *l)
+{
+    struct shmb_outlet *o = shmb_lane_lock(l);
+    if (l->open && !l->full)
+        shmb_lane_staging_limit(l, shmb_lane_want(l));
+    shmb_publish32(&l->busy, 0);
+    shmb_unlock(&o->lock);
+    shmb_lane_wake_busy(l);
+}
+/* Publishes a batch once more, in the lane's new ring, out of the memory of the old. A batch of an epoch
+ * that has ended gets the lane's present one. Takes the lock. */
+static inline enum shmb_put shmb_pbatch_republish(struct shmb_pbatch *b, const struct shmb_ingress *old)
+{
+    struct shmb_lane *l = b->lane;
+    struct shmb_outlet *o = shmb_lane_lock(l);
+    struct shmb_ingress *g = &o->ring;
+    enum shmb_put rc = SHMB_PUT_OK;
+    const struct shmb_frame *from = (const struct shmb_frame *)(old->data + (b->frame_position & (old->capacity - 1)));
+    uint32_t bytes = from->length;
+    shmb_outlet_drain(o);
+    if (shmb_ingress_room(g) < b->frame_bytes || !shmb_ingress_slot_free(g)) {
+        rc = b->frame_bytes > g->capacity ? SHMB_PUT_TOO_LARGE : SHMB_PUT_NO_ROOM;
+    } else {
+        uint8_t *to = (uint8_t *)(shmb_ingress_frame(g) + 1);
+        memcpy(to, from + 1, bytes);
+        if (l->producer_id >= 0 && b->epoch != l->epoch) {
+            b->epoch = l->epoch;
+            b->base_sequence = l->sequence;
+            l->sequence = (int32_t)(((uint32_t)l->sequence + (uint32_t)b->count) & 0x7fffffffu);
+            shmb_put_be16(to + SHMB_BATCH_PRODUCER_EPOCH, (int16_t)b->epoch);
+            shmb_put_be32(to + SHMB_BATCH_BASE_SEQUENCE, b->base_sequence);
+            shmb_batch_put_crc(to, bytes);
+        }
+        b->frame_position = g->published;
+        b->frame_seq = g->next_seq;
+        b->next = NULL;
+        o->inflight[b->frame_seq & (g->slots - 1)] = b;
+        shmb_publish32(&b->state, SHMB_PB_PUBLISHED);
+        shmb_ingress_publish(g, bytes, l->acks, l->slot_index, l->slot_epoch);
+    }
+    shmb_unlock(&o->lock);
+    return rc;
 }
 
 #endif

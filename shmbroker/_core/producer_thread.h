@@ -159,7 +159,6 @@ static void shmb_tender_add(struct shmb_outlet *o)
     shmb_lock(&shmb_tender.lock);
     o->next = shmb_tender.outlets;
     shmb_tender.outlets = o;
-    o->registered = 1;
     shmb_unlock(&shmb_tender.lock);
 }
 static void shmb_tender_remove(struct shmb_outlet *o)
@@ -170,7 +169,6 @@ static void shmb_tender_remove(struct shmb_outlet *o)
             *at = o->next;
             break;
         }
-    o->registered = 0;
     shmb_unlock(&shmb_tender.lock);
 }
 

@@ -139,7 +139,12 @@ cdef class PartitionReader:
     cdef uint64_t _ring_position
     cdef uint32_t _seen_state          # by the last fetch: a wait ends when they differ
     cdef uint64_t _seen_generation
+    cdef public int settled            # a state that the caller knows and waits in; -1: none
 
+    cdef RecordBatch _fetch(self, size_t most)
+    cdef bint _outside(self) noexcept
+    cdef bint odd(self)
+    cdef bint was_recovered(self) noexcept
     cdef int64_t _visible(self) noexcept nogil
     cdef RecordBatch _from_ring(self, int64_t end, size_t most)
     cdef bytes _extend(self, bytes raw, uint64_t position, uint64_t generation, Py_ssize_t most)
@@ -148,12 +153,24 @@ cdef class PartitionReader:
     cdef void _unmap(self) noexcept
 
 
-cdef class Waiter:
-    cdef EpochWord _stop
-    cdef readonly int64_t spin_ns      # before it parks
-
-
 cdef class RecordStream:
     cdef list _records                 # fetched; handed out below _at; None: none
     cdef Py_ssize_t _at
     cdef unsigned _forks               # of this process when the stream was made
+    cdef object _lock                  # held while a thread is inside
+    cdef object _owner                 # that thread
+    cdef EpochWord _stop               # not 0: closed
+    cdef Py_ssize_t _turn              # the reader that is asked first
+    cdef public list _all              # every PartitionReader
+    cdef public list _readers          # those that are not paused; replaced, never changed
+    cdef public EpochWord _epoch       # the connection's
+    cdef public uint32_t _seen         # value of it that the readers are bound under
+    cdef public size_t _park           # address of the mapped park words
+    cdef public size_t _most           # bytes of a fetch
+    cdef public int64_t _spin_ns       # before it parks
+    cdef public bint _closed_while_inside  # so that an iteration ends instead of raising
+
+    cdef int _enter(self) except -1
+    cdef int _leave(self) except -1
+    cdef object _one(self, int64_t deadline_ns)
+    cdef bint _sleep(self, int64_t deadline_ns) except -1

@@ -35,6 +35,7 @@ from shmbroker._core.batch cimport (
 from shmbroker._core.batch cimport RecordBatch as KafkaBatch
 
 import os
+from threading import Lock, get_ident
 
 from shmbroker import errors
 
@@ -486,6 +487,7 @@ cdef class PartitionReader:
                            else shmb_park_durable(writer, slot))
         self._seen_state = SHMB_STATE_OPENING
         self._seen_generation = 0
+        self.settled = -1
 
     def close(self):
         """Unmaps the ring; the table goes with the reader."""
@@ -535,25 +537,43 @@ cdef class PartitionReader:
 
     # -- reading --
 
+    def look(self):
+        """The state by name, remembered: a wait ends when it is another one, or the ring is."""
+        self._seen_state = shmb_observe32(&self._slot.state)
+        self._seen_generation = shmb_observe(&self._slot.generation)
+        state = self._seen_state
+        return STATE_NAMES[state] if state < len(STATE_NAMES) else f"unknown ({state})"
+
     def fetch(self, size_t most):
         """The next visible records that the ring holds: a RecordBatch of about `most` bytes, or None.
 
         None with `position < end` means that they must be read from the files (`file_limit`).
         Moves `position`. Raises OffsetOutOfRange when it lies before the log start or past the end.
         """
-        cdef int64_t end, start
+        batch = self._fetch(most)
+        if batch is None and self._seen_state != SHMB_STATE_OPENING and self._outside():
+            raise errors.OffsetOutOfRange(self.topic, self.partition, self.position,
+                                          self.log_start_offset, self._visible())
+        return batch
+
+    cdef bint _outside(self) noexcept:
+        return self._seen_state != SHMB_STATE_FREE and (
+            self.position < <int64_t>shmb_observe(&self._slot.log_start_offset)
+            or self.position > max(self._visible(),
+                                   <int64_t>shmb_observe(&self._slot.log_end_offset)))
+
+    cdef RecordBatch _fetch(self, size_t most):
+        cdef int64_t end
         cdef RecordBatch batch
         self._seen_state = shmb_observe32(&self._slot.state)
         self._seen_generation = shmb_observe(&self._slot.generation)
-        if self._seen_state == SHMB_STATE_OPENING or self._seen_state == SHMB_STATE_FREE:
+        if (self._seen_state == SHMB_STATE_OPENING or self._seen_state == SHMB_STATE_FREE
+                or shmb_observe32(&self._slot.slot_epoch) != self.slot_epoch):
             return None
         while True:
             end = self._visible()
-            start = <int64_t>shmb_observe(&self._slot.log_start_offset)
-            if self.position < start or self.position > max(
-                    end, <int64_t>shmb_observe(&self._slot.log_end_offset)):
-                raise errors.OffsetOutOfRange(self.topic, self.partition, self.position, start, end)
-            if self.position >= end:
+            if (self.position >= end
+                    or self.position < <int64_t>shmb_observe(&self._slot.log_start_offset)):
                 return None
             if self._view.generation != shmb_observe(&self._slot.generation):
                 self._map()
@@ -562,6 +582,24 @@ cdef class PartitionReader:
             batch = self._from_ring(end, most)
             if batch is None or batch._room:
                 return batch  # else nothing but control batches: go on
+
+    cdef bint odd(self):
+        """Whether something other than a wait is due after a fetch without result."""
+        if shmb_observe32(&self._slot.slot_epoch) != self.slot_epoch:
+            return True
+        if self._seen_state == SHMB_STATE_OPENING:
+            return False
+        if self._seen_state != SHMB_STATE_FREE and self.position < self._visible():
+            return True
+        if self._outside():
+            return True
+        return self._seen_state != self.settled and (
+            self._seen_state == SHMB_STATE_FREE or self._seen_state == SHMB_STATE_OFFLINE
+            or self._seen_state == SHMB_STATE_CLOSED)
+
+    cdef bint was_recovered(self) noexcept:
+        """Whether the log was recovered from disk since `position` was reached by reading."""
+        return <int64_t>(shmb_observe(&self._slot.generation) >> 32) != self.recovery
 
     cdef RecordBatch _from_ring(self, int64_t end, size_t most):
         cdef Span span
@@ -779,38 +817,174 @@ cdef int sleep_until(const Watch *w, Py_ssize_t n, shmb_a32 **words, Py_ssize_t 
             return rc
 
 
-cdef class Waiter:
-    """How a consumer sleeps. `stop` may be called from any thread; the rest belongs to one."""
+def monotonic_ns():
+    """CLOCK_MONOTONIC as deadlines count it."""
+    return shmb_now_ns()
+
+
+# ---- The stream of one consumer ----
+
+
+cdef class RecordStream:
+    """A consumer's way through its partitions, as long as nothing is out of the ordinary.
+
+    What is in the rings comes without Python in between; whatever else happens (files to be read, the
+    broker gone, a partition moved, offline or deleted) ends `_quick` with None, and the subclass's
+    `_slow` sorts it out. One thread at a time, others get ConcurrentUse; but `_stop_waits` may be
+    called from any. The subclass sets `_readers`, `_park` and `_seen` before reading.
+    """
 
     def __cinit__(self, *args, **kwargs):
+        self._forks = forks
         self._stop = EpochWord()
+        self._lock = Lock()
+        self._all = []
+        self._readers = []
 
-    def __init__(self, long long spin_ns):
-        self.spin_ns = spin_ns
+    cdef int _enter(self) except -1:
+        if self._forks != forks:
+            raise errors.ForkedError("this consumer")
+        if shmb_observe32(self._stop._word):
+            raise errors.ClosedError("this consumer is closed")
+        if not self._lock.acquire(False):
+            raise errors.ConcurrentUse("two threads are inside one consumer, which belongs to one "
+                                       "at a time: give each thread a consumer of its own")
+        self._owner = get_ident()
+        return 0
 
-    def stop(self):
-        """Ends the present wait and all later ones; wake the park words afterwards."""
-        self._stop.set(1)
+    cdef int _leave(self) except -1:
+        self._owner = 0
+        self._lock.release()
+        return 0
 
-    def wait(self, list readers not None, size_t park, EpochWord epoch not None, uint32_t seen,
-             long long deadline_ns):
-        """Sleeps until a reader's partition has more than it has read or changed since its last
-        `fetch`, `epoch` is no longer `seen`, or stop().
+    def _hold(self):
+        """Begins a call that is not for two threads at once; ConcurrentUse."""
+        self._enter()
 
-        False when `deadline_ns` (CLOCK_MONOTONIC) has passed. Runs signal handlers, and raises what
-        they raise. `park` is the address of the mapped park words.
-        """
-        cdef Py_ssize_t n = len(readers), n_words = n, i
+    def _let_go(self):
+        """Ends it."""
+        self._leave()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        """The next record; waits for it. Ends when another thread closes the consumer."""
+        try:
+            record = self._one(INT64_MAX)
+        except errors.ClosedError:
+            if self._closed_while_inside:
+                self._closed_while_inside = False
+                raise StopIteration from None
+            raise
+        if record is None:
+            raise StopIteration
+        return record
+
+    def poll(self, timeout=None):
+        """The next record, or None when there is none within `timeout` seconds (None: waits for ever,
+        0: doesn't wait). Raises as the class says."""
+        return self._one(deadline_of(timeout))
+
+    def _next_batch(self, long long deadline_ns):
+        """The next RecordBatch, or None when the deadline has passed."""
+        self._enter()
+        try:
+            self._unbuffer()
+            batch = self._quick(deadline_ns)
+            return self._slow(deadline_ns) if batch is None else batch
+        finally:
+            self._leave()
+
+    cdef object _one(self, int64_t deadline_ns):
+        cdef RecordBatch batch
+        cdef object record
+        if self._records is None or self._at >= PyList_GET_SIZE(self._records):
+            self._enter()
+            try:
+                self._records = None
+                found = self._quick(deadline_ns)
+                if found is None:
+                    found = self._slow(deadline_ns)
+                    if found is None:
+                        return None
+                batch = found
+                self._records = batch._fill(RECORDS)
+                self._at = 0
+            finally:
+                self._leave()
+        elif self._forks != forks:
+            raise errors.ForkedError("this consumer")
+        record = self._records[self._at]
+        self._at += 1
+        return record
+
+    @property
+    def _next_buffered(self):
+        """The record that comes next, where it was fetched already."""
+        if self._records is not None and self._at < PyList_GET_SIZE(self._records):
+            return self._records[self._at]
+        return None
+
+    def _wait(self, long long deadline_ns):
+        """Waits until something changes; False at the deadline."""
+        return self._sleep(deadline_ns)
+
+    def _unbuffer(self):
+        """Gives back what was fetched and not handed out, so that positions are the user's."""
+        cdef Record record
         cdef PartitionReader reader
-        cdef Watch *watches = <Watch *>PyMem_Malloc(max(n, 1) * sizeof(Watch))
-        cdef shmb_a32 **words = <shmb_a32 **>PyMem_Malloc(max(n, 1) * sizeof(shmb_a32 *))
-        cdef shmb_a32 *instance = word_at(park, SHMB_PARK_INSTANCE)
+        if self._records is not None and self._at < PyList_GET_SIZE(self._records):
+            record = self._records[self._at]
+            for reader in self._all:
+                if reader.partition == record.partition and reader.topic == record.topic:
+                    reader.seek(record.offset)
+        self._records = None
+
+    def _slow(self, deadline_ns):
+        raise NotImplementedError
+
+    def _quick(self, long long deadline_ns):
+        """The next batch out of a ring, waiting for it; None when the deadline has passed or something
+        else must be looked at."""
+        cdef Py_ssize_t n = PyList_GET_SIZE(self._readers), i
+        cdef PartitionReader reader
+        cdef RecordBatch batch
+        while True:
+            if awake(NULL, 0, self._epoch._word, self._seen, self._stop._word):
+                return None
+            for i in range(n):
+                reader = self._readers[(self._turn + i) % n]
+                if reader.leader_epoch >= 0 and reader.was_recovered():
+                    return None
+                batch = reader._fetch(self._most)
+                if batch is not None:
+                    self._turn = (self._turn + i + 1) % n
+                    return batch
+                if reader.odd():
+                    return None
+            if deadline_ns <= 0 or not self._sleep(deadline_ns):
+                return None
+
+    cdef bint _sleep(self, int64_t deadline_ns) except -1:
+        """Waits until a partition has more than was read or has changed since its last fetch, or the
+        attachment has, or the consumer was closed. False at the deadline. Runs signal handlers."""
+        cdef Py_ssize_t n = PyList_GET_SIZE(self._readers), n_words = n, i
+        cdef PartitionReader reader
+        cdef Watch few[4]
+        cdef shmb_a32 *few_words[4]
+        cdef Watch *watches = few
+        cdef shmb_a32 **words = few_words
+        cdef shmb_a32 *instance = word_at(self._park, SHMB_PARK_INSTANCE)
         cdef int rc
+        if n > 4:
+            watches = <Watch *>PyMem_Malloc(n * sizeof(Watch))
+            words = <shmb_a32 **>PyMem_Malloc(n * sizeof(shmb_a32 *))
         try:
             if watches == NULL or words == NULL:
                 raise MemoryError()
             for i in range(n):
-                reader = readers[i]
+                reader = self._readers[i]
                 watches[i].slot = reader._slot
                 watches[i].end = (&reader._slot.log_end_offset if reader.appended
                                   else &reader._slot.durable_offset)
@@ -818,14 +992,14 @@ cdef class Waiter:
                 watches[i].slot_epoch = reader.slot_epoch
                 watches[i].state = reader._seen_state
                 watches[i].generation = reader._seen_generation
-                words[i] = word_at(park, reader._park_word)
+                words[i] = word_at(self._park, reader._park_word)
             if n == 0 or n > SHMB_WAITV_MAX:
                 words[0] = instance
                 n_words = 1
             while True:
                 with nogil:
-                    rc = sleep_until(watches, n, words, n_words, instance, epoch._word, seen,
-                                     self._stop._word, self.spin_ns, deadline_ns)
+                    rc = sleep_until(watches, n, words, n_words, instance, self._epoch._word,
+                                     self._seen, self._stop._word, self._spin_ns, deadline_ns)
                 if rc == 0:
                     return True
                 if rc == ETIMEDOUT:
@@ -834,53 +1008,40 @@ cdef class Waiter:
                     raise OSError(rc, os.strerror(rc))
                 PyErr_CheckSignals()
         finally:
-            PyMem_Free(watches)
-            PyMem_Free(words)
+            if n > 4:
+                PyMem_Free(watches)
+                PyMem_Free(words)
+
+    def _stop_waits(self):
+        """Ends the present wait and all later ones. Any thread."""
+        cdef PartitionReader reader
+        if self._owner and self._owner != get_ident():
+            self._closed_while_inside = True
+        self._stop.set(1)
+        shmb_park_wake_always(word_at(self._park, SHMB_PARK_INSTANCE))
+        for reader in list(self._all):
+            shmb_park_wake_always(word_at(self._park, reader._park_word))
+
+    def _await_leave(self):
+        """Returns when no thread is inside; False when it is the caller's own (a signal handler)."""
+        if self._owner == get_ident():
+            return False
+        with self._lock:
+            return True
 
 
-def monotonic_ns():
-    """CLOCK_MONOTONIC as deadlines count it."""
-    return shmb_now_ns()
+cdef int64_t deadline_of(object timeout) except? -1:
+    """Seconds from now (None: never) as a CLOCK_MONOTONIC time; 0: not at all."""
+    if timeout is None:
+        return INT64_MAX
+    cdef double seconds = timeout
+    if seconds != seconds or seconds < 0:
+        raise ValueError(f"a timeout is a number of seconds from 0 on, not {timeout!r}")
+    if seconds == 0:
+        return 0
+    return INT64_MAX if seconds > 4e9 else shmb_now_ns() + <int64_t>(seconds * 1e9)
 
 
-# ---- Iterating ----
-
-
-cdef class RecordStream:
-    """Hands out fetched records one by one: a consumer's `__next__`, without Python in between.
-
-    Subclasses give `_refill()`: the next non-empty list of records, or None at the end.
-    """
-
-    def __cinit__(self, *args, **kwargs):
-        self._forks = forks
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        if self._forks != forks:
-            raise errors.ForkedError("this consumer")
-        if self._records is None or self._at >= PyList_GET_SIZE(self._records):
-            self._records = None
-            records = self._refill()
-            if records is None:
-                raise StopIteration
-            self._records = records
-            self._at = 0
-        record = self._records[self._at]
-        self._at += 1
-        return record
-
-    def _refill(self):
-        raise NotImplementedError
-
-    @property
-    def _next_buffered(self):
-        """The record that comes next, if it was fetched already."""
-        if self._records is not None and self._at < PyList_GET_SIZE(self._records):
-            return self._records[self._at]
-        return None
-
-    def _forget_buffered(self):
-        self._records = None
+def deadline(timeout):
+    """When `timeout` seconds (None: never, 0: at once) will have passed, for RecordStream."""
+    return deadline_of(timeout)

@@ -163,7 +163,7 @@ static inline void shmb_index_put(struct shmb_part *p, uint64_t position)
         return;
     struct shmb_index_entry *x = &p->entries[p->index_head % p->entries_count];
     shmb_poke(&x->base_offset, (uint64_t)p->next_offset);
-    shmb_poke(&x->position, position);
+    shmb_publish(&x->position, position); /* after the offset: shmb_log_find takes them in the other order */
     p->index_head++;
     p->last_index_position = position;
     p->index_all = 0;

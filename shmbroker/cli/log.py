@@ -1,7 +1,167 @@
-"""`log dump|repair`: placeholders until shmbroker.log.dump arrives."""
+"""`log dump|repair`: what stands in a partition's files, and cutting where it is damaged."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
 
+from shmbroker import errors
+from shmbroker.cli.options import DataDir, Instance, Json, connect, places
+
 app = typer.Typer(help="Look into segments and indexes, and repair damage.", no_args_is_help=True)
+
+
+@app.command()
+def dump(
+    path: Annotated[Path, typer.Argument(help="A partition's directory, or one of its files.")],
+    json: Json = False,
+    summary: Annotated[bool, typer.Option("--summary", help="Leave out batches.")] = False,
+    instance: Instance = None,
+) -> None:
+    """Print segments, indexes, snapshots and checkpoints, verifying every CRC and index entry.
+
+    Where a broker runs it stops at the durable end: behind it the file is being written. Ends with
+    exit code 5 when something is wrong.
+
+    Example: shmbroker log dump ~/.local/share/shmbroker/default/ticks-0 --json
+    """
+    if not path.exists():
+        raise typer.BadParameter(f"{path} does not exist", param_hint="PATH")
+    from shmbroker.log.dump import dump as read
+
+    problems = 0
+    for item in read(str(path), limit=_durable_limit(path, instance), batches=not summary):
+        problems += item["kind"] == "problem"
+        if json:
+            import orjson
+
+            options = orjson.OPT_APPEND_NEWLINE
+            sys.stdout.buffer.write(orjson.dumps(item, option=options, default=str))
+        else:
+            print(_text(item))
+    if problems:
+        print(f"shmbroker: {problems} problem(s) found in {path}", file=sys.stderr)
+        raise typer.Exit(5)
+
+
+@app.command()
+def repair(
+    partitions: Annotated[
+        list[str] | None, typer.Argument(metavar="[TOPIC-PARTITION]...", help="Else all.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it; else only say.")] = False,
+    instance: Instance = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Say what repairing damaged partitions would lose, and with --yes cut there.
+
+    The broker must be down. Without --yes nothing is changed, and damage ends with exit code 5.
+
+    Example: shmbroker log repair ticks-0 --yes
+    """
+    where = places(instance, data_dir)
+    from shmbroker.control.datadir import lock_exclusive, open_data_dir
+
+    if not where.data_dir.is_dir():
+        raise typer.BadParameter(f"{where.data_dir} does not exist", param_hint="--data-dir")
+    with lock_exclusive(where.data_dir, timeout_s=5.0):
+        directory = open_data_dir(where.data_dir, create=False)
+        _refuse_leftover_rings(directory.shm_prefix, directory.data_dir_id)
+        chosen = list(_chosen(directory.meta_path, partitions or []))
+        if not _repair(where.data_dir, chosen, yes):
+            print("nothing was changed; repair with --yes", file=sys.stderr)
+            raise typer.Exit(5)
+
+
+def _repair(data_dir: Path, chosen: list[tuple[str, str, int]], yes: bool) -> bool:
+    """False: something is to be done, and nobody said yes."""
+    from shmbroker.log.repair import execute, plan_repair
+
+    undone = False
+    for name, topic_id, partition in chosen:
+        directory = data_dir / name
+        if not directory.is_dir() or not any(directory.glob("*.log")):
+            continue  # never written to
+        plan = plan_repair(str(directory))
+        print(plan.describe())
+        if plan.needed and yes:
+            execute(plan, topic_id, partition)
+            print(f"{directory}: repaired; it ends at offset {plan.end_offset} now")
+        undone |= plan.needed and not yes
+    return not undone
+
+
+def _chosen(meta_path: Path, names: list[str]) -> Iterator[tuple[str, str, int]]:
+    """Name, topic id and number of each partition asked for."""
+    from shmbroker.control.meta import MetaStore
+
+    store = MetaStore(meta_path)
+    try:
+        known = {
+            f"{topic.name}-{partition}": (topic.topic_id, partition)
+            for topic in store.topics()
+            for partition in range(topic.partitions)
+        }
+    finally:
+        store.close()
+    for name in names or sorted(known):
+        if name not in known:
+            raise typer.BadParameter(
+                f"{name!r} is no partition of this data directory; there are: "
+                f"{', '.join(sorted(known)[:10]) or 'none'}"
+            )
+        yield name, *known[name]
+
+
+def _refuse_leftover_rings(prefix: str, data_dir_id: str) -> None:
+    """Rings of a killed broker may hold records that are on no disk yet."""
+    from shmbroker._core import shm
+    from shmbroker.control.sharedmem import boot_id
+
+    ours = shm.list_ours(prefix, boot_id(), bytes.fromhex(data_dir_id))
+    if any(kind == shm.KIND_WRITER for kind, _, _ in ours.values()):
+        raise errors.ShmbrokerError(
+            "the last broker was killed and its rings are still in /dev/shm; let a broker take "
+            "them over and end in order first: shmbroker up --detach; shmbroker down"
+        )
+
+
+def _durable_limit(path: Path, instance: str | None) -> int | None:
+    """Where a running broker's durable end lies in `path`, or in its last segment; None without."""
+    path = path.resolve()
+    directory, base = (path, None) if path.is_dir() else (path.parent, path.stem)
+    try:
+        client = connect(instance, None, 1.0)
+    except errors.ShmbrokerError:
+        return None
+    try:
+        partitions: list[Mapping[str, Any]] = client.status()["partitions"]
+        data_dir = client.connection.attachment.data_dir.resolve()
+    finally:
+        client.close()
+    for at in partitions:
+        if (
+            data_dir / f"{at['topic']}-{at['partition']}" != directory
+            or "flush_base_offset" not in at
+        ):
+            continue
+        segments = sorted(int(file.stem) for file in directory.glob("*.log"))
+        if not segments:
+            return None
+        asked = int(base) if base is not None and base.isdecimal() else segments[-1]
+        if asked < at["flush_base_offset"]:
+            return None
+        if asked > at["flush_base_offset"]:
+            return 0
+        return max(0, int(at["durable_position"] - at["flush_base_position"]))
+    return None
+
+
+def _text(item: Mapping[str, Any]) -> str:
+    name = Path(item["file"]).name
+    rest = (f"{key}={value}" for key, value in item.items() if key not in ("kind", "file"))
+    return f"{name} {item['kind']}: {' '.join(rest)}"

@@ -15,7 +15,8 @@ from typer.core import TyperGroup
 
 from shmbroker import errors
 
-EXIT_CODES = """Exit codes: 0 done, 1 failed, 2 usage, 3 no broker, 4 timeout, 5 damage found, 130 Ctrl+C.
+EXIT_CODES = """Exit codes: 0 done, 1 failed, 2 usage, 3 no broker, 4 timeout, 5 damage found,
+130 Ctrl+C.
 
 Environment: SHMBROKER_INSTANCE and SHMBROKER_DATA_DIR stand in for --instance and --data-dir."""
 

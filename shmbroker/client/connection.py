@@ -139,11 +139,13 @@ class Connection:
         """Whether close() was called."""
         return self._closed
 
-    def attached(self, timeout: float | None = None) -> int:
+    def attached(
+        self, timeout: float | None = None, given_up: Callable[[], bool] | None = None
+    ) -> int:
         """The present epoch (even); waits for the broker when it is gone.
 
         Raises BrokerGone when it isn't back within `reconnect_s`, TimedOut after `timeout` seconds,
-        ClosedError when close() is called meanwhile.
+        ClosedError when close() is called meanwhile or `given_up` is true (after `notify`).
         """
         self.check()
         epoch = self.epoch.value
@@ -154,9 +156,17 @@ class Connection:
                 self._lost = False
                 os.eventfd_write(self._wake_fd, 1)
             ended = self._changed.wait_for(
-                lambda: self._closed or self._lost or not self.epoch.value & 1, timeout
+                lambda: (
+                    self._closed
+                    or self._lost
+                    or not self.epoch.value & 1
+                    or (given_up is not None and given_up())
+                ),
+                timeout,
             )
             self.check()
+            if given_up is not None and given_up():
+                raise ClosedError("closed while the broker was gone")
             if self._lost:
                 raise BrokerGone(
                     f"the broker of instance {self.places.instance!r} (pid "
@@ -165,7 +175,12 @@ class Connection:
                 )
         if not ended:
             raise TimedOut(f"the broker of instance {self.places.instance!r} is gone")
-        return self.attached(timeout)
+        return self.attached(timeout, given_up)
+
+    def notify(self) -> None:
+        """Has the waits in `attached` look at their `given_up` again."""
+        with self._changed:
+            self._changed.notify_all()
 
     def request(self, op: str, timeout: float | None = None, **args: Any) -> dict[str, Any]:
         """One control request and its answer; `timeout` in seconds, that of connect() by default.

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmbroker.errors import UnknownTopic
 
 if TYPE_CHECKING:
     from shmbroker.client.connection import Connection
+
+
+class TopicPartition(NamedTuple):
+    """One partition of one topic."""
+
+    topic: str
+    partition: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,4 +109,4 @@ class Metadata:
         return self.learn(self._connection.request("metadata", topics=wanted))
 
 
-__all__ = ["Metadata", "PartitionInfo", "TopicInfo"]
+__all__ = ["Metadata", "PartitionInfo", "TopicInfo", "TopicPartition"]

@@ -226,8 +226,9 @@ class SharedMemory:
         if free < least:
             raise errors.MemoryBudget(
                 f"{_DIRECTORY} is too small: a broker needs at least {least} bytes, and {free} are "
-                f"free; enlarge it: mount -o remount,size=1G {_DIRECTORY} (containers:
-                --shm-size=1g)", needed_bytes=least,
+                f"free; enlarge it: mount -o remount,size=1G {_DIRECTORY} "
+                "(containers: --shm-size=1g)",
+                needed_bytes=least,
                 available_bytes=free,
             )
         spare = self.budget_bytes - self.ingress_budget_bytes

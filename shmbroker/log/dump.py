@@ -68,9 +68,7 @@ def _dump_directory(directory: str, limit: int | None, batches: bool) -> Iterato
             if os.path.exists(side):
                 yield from _dump_index(side, path, base, suffix, batches)
     for offset in listing.snapshots:
-        yield from _dump_snapshot(
-            os.path.join(directory, names.file_name(offset, names.SNAPSHOT))
-        )
+        yield from _dump_snapshot(os.path.join(directory, names.file_name(offset, names.SNAPSHOT)))
 
 
 def _dump_log(

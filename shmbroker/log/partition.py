@@ -74,7 +74,9 @@ class PartitionLog:
         self._next = NextSegment(directory, io, self._recycled)
         self._indexes: dict[int, SegmentIndex] = {}
         self.segments = [self._make(base, found) for base in found.logs]
-        self._started = not self.recovery.clean and self.recovery.state == "online"
+        point = found.checkpoint
+        # the checkpoint on disk says that appends may follow it
+        self._started = point is not None and not point.clean and self.recovery.state == "online"
 
     def _make(self, base: int, found: Recovered) -> Segment:
         segment = Segment(self.directory, base, self.io)
@@ -92,7 +94,7 @@ class PartitionLog:
     @classmethod
     def open(
         cls,
-        directory: str,
+        directory: str | os.PathLike[str],
         topic_id: str,
         topic: str,
         partition: int,
@@ -112,6 +114,7 @@ class PartitionLog:
         Returns after all that recovery changed is durable. Raises DataDirVersion, PartitionOffline,
         DamagedLog, DiskFull (try again with space), OSError.
         """
+        directory = os.fspath(directory)
         if create and not os.path.isdir(directory):
             os.mkdir(directory, 0o700)
             files.sync_directory(os.path.dirname(os.path.abspath(directory)))

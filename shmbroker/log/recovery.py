@@ -87,7 +87,7 @@ class Failure:
     place: Place
     text: str  # what stands there instead of a batch
     size: int  # bytes of that file
-    stale: bool = False  # a whole batch of before: nothing was torn
+    stale: bool = False  # zeros, or a whole batch of before: perhaps nothing was torn
     damage: str = ""  # why it is no torn tail; empty: not found out yet
 
 
@@ -165,10 +165,10 @@ class Recovery:
                 return None
             following = self.logs[place.n + 1] if place.n + 1 < len(self.logs) else None
             if following is None or result.next_offset != following:
-                stale = result.stop in ("offset", "epoch") and result.stop_offset < place.offset
+                stale = result.stop == "zeros" or (
+                    result.stop in ("offset", "epoch") and result.stop_offset < place.offset
+                )
                 failure = Failure(place, _what_stands_there(result, place), size, stale)
-                if self.known:
-                    failure.damage = "the file should be whole up to where the ring begins"
                 return failure
             place.n, place.position, place.max_timestamp = place.n + 1, 0, -1
 
@@ -204,6 +204,17 @@ class Recovery:
             )
             self.scanned += read
             first = os.pread(fd, 1, place.position)
+            torn_end = min(last_nonzero + 1, reach_end)
+            if failure.stale:  # what a recycled file still has is no torn write
+                behind = scan.find_batch_after(
+                    fd,
+                    place.position + 1,
+                    min(end, reach_end),
+                    min_offset=place.offset + 1,
+                    min_epoch=place.epoch,
+                    max_epoch=max_epoch,
+                ).found
+                torn_end = behind.position + behind.size_bytes if behind else 0
         if found:
             failure.damage = (
                 f"a valid batch (offset {found.base_offset}) stands behind it at byte "
@@ -218,9 +229,7 @@ class Recovery:
                 return 0
         if last_nonzero < 0 and first in (b"", b"\0") and end == failure.size:
             return -1
-        if failure.stale:
-            return 0
-        return max(0, min(last_nonzero + 1, reach_end) - place.position)
+        return max(0, torn_end - place.position)
 
     def _has_batches(self, n: int, min_epoch: int, max_epoch: int) -> bool:
         with reading(self.path(n)) as fd:
@@ -320,10 +329,21 @@ def _recover_unclean(
     new_reach = run.reach if point is None else max(point.write_reach_bytes, run.reach)
     if point is not None and point.segment < 0 and not run.logs:
         return _as_checkpointed(run, point, note, started)
+    if run.known is not None and point is not None:
+        durable = (point.segment, point.file_position)
+        run.known = max(run.known, durable)  # a seal says more than the last flush did
     place, failure = starting_place(run, point)
     max_epoch = point.leader_epoch if point is not None else EPOCH_MAX
     if failure is None:
         failure = run.walk(place, max_epoch)
+    if failure is not None and run.known is not None:
+        raise DamagedLog(
+            f"{run.path(place.n)} should be whole up to where the ring begins (segment "
+            f"{run.known[0]}, byte {run.known[1]}), and ends at byte {place.position}: "
+            f"{failure.damage or failure.text}",
+            path=run.path(place.n),
+            position=place.position,
+        )
     log_start = point.log_start_offset if point is not None else run.logs[0]
     cut = 0
     if failure is not None and not failure.damage:
@@ -500,6 +520,8 @@ class reading:
 
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # no readahead: it fills unwritten space with zeros, which a search would have to read then
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
 
     def __enter__(self) -> int:
         return self._fd

@@ -45,8 +45,8 @@ class RepairPlan:
         also = f", and unlinks {', '.join(self.files)}" if self.files else ""
         return (
             f"{self.directory}: {self.reason}. A repair cuts "
-            f"{names.file_name(self.segment, names.LOG)} at byte {self.cut_position}{also}; it loses "
-            f"{lost} ({self.lost_batches} readable batches, {self.lost_bytes} bytes)"
+            f"{names.file_name(self.segment, names.LOG)} at byte {self.cut_position}{also}; it "
+            f"loses {lost} ({self.lost_batches} readable batches, {self.lost_bytes} bytes)"
         )
 
 

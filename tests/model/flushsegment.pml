@@ -69,6 +69,7 @@ active proctype reader()
 {
     byte before, o, p, d;
 again:
+    skip;
     d_step { seq % 2 == 0 -> before = seq }; /* blocks while odd: left so, it is an invalid end state */
     if :: o = base_offset; p = base_position :: p = base_position; o = base_offset fi;
     d = durable;

@@ -34,7 +34,8 @@ byte condition[N];
 byte condition_buffer[N];
 bool condition_buffered[N];
 bool asleep[N];
-byte arms, wakes, deaths;
+byte owed; /* FUTEX_WAKEs that arms have not yet been paid with */
+byte deaths;
 
 #define MAY_DIE(where) if :: deaths < DEATHS -> deaths++; goto where :: true fi
 #define ARMED(w) ((w) % 2 == 1)
@@ -55,7 +56,7 @@ attach:
 #ifdef NO_WAITER_FENCE
         if :: seen = condition[me] :: seen = 255 fi;
 #endif
-        d_step { if :: !ARMED(word) -> word = word + 1; arms++ :: else fi; mine = word }   /* W1 */
+        d_step { if :: !ARMED(word) -> word = word + 1; owed++ :: else fi; mine = word }   /* W1 */
         MAY_DIE(attach);
 #ifdef NO_WAITER_FENCE
         if :: seen == 255 -> seen = condition[me] :: else fi;
@@ -76,7 +77,8 @@ attach:
 #ifdef NO_RECHECK
             if :: condition[me] >= want -> want++ :: else fi
 #endif
-        fi
+        fi;
+        d_step { mine = 0; seen = 0 }
     od
 }
 
@@ -123,12 +125,12 @@ work:
             };
             MAY_DIE(replaced);
             if
-            :: won -> d_step { WAKE_ALL; wakes++; assert(wakes <= arms) }
+            :: won -> d_step { WAKE_ALL; assert(owed > 0); owed-- }
             :: else
             fi
         fi;
         MAY_DIE(replaced);
-        round++
+        d_step { round++; seen = 0; won = false }
     od
 }
 

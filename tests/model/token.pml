@@ -1,5 +1,5 @@
 /* The write token of one partition (invariant 5), as in shmbroker/_core/appender.h and engine.h: the
- * sequencer appends and rolls, two flushers and the sequencer itself write, the housekeeper names the
+ * sequencer appends and rolls, a flusher and the sequencer itself write, the housekeeper names the
  * next segment's file.
  *
  * Memory: the sequencer's store of the private log end and a holder's store of token = IDLE each go
@@ -157,7 +157,8 @@ proctype sequencer()
                 :: else -> request(false)
                 fi
 #endif
-            fi
+            fi;
+            d_step { until = 0; from = 0; go = 0; won = 0 }
         :: else -> break
         od;
 end:
@@ -176,7 +177,8 @@ end:
         :: d_step { queued -> queued = false };
             token = RUNNING;
             flush_step();
-            release()
+            release();
+            d_step { until = 0; from = 0; go = 0; won = 0 }
         od
     } unless { dead };
     live--
@@ -214,7 +216,7 @@ init
 {
     bool rest;
 start:
-    atomic { live = 5; run flusher(); run flusher(); run housekeeper(); run drain(); run sequencer() };
+    atomic { live = 4; run flusher(); run housekeeper(); run drain(); run sequencer() };
     do
     :: atomic { deaths < DEATHS -> deaths++; dead = true };
         live == 0;

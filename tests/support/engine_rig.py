@@ -1,7 +1,8 @@
-"""A writer's engine without a broker: its shared-memory objects, one file a segment, and a bare client.
+"""A writer's engine without a broker: its shared-memory objects, one file a segment, and a bare
+client.
 
-The client half writes frames byte by byte from layout.h's description, so that tests can also write
-wrong ones.
+The client half writes frames byte by byte from layout.h's description, so that tests can also
+write wrong ones.
 """
 
 from __future__ import annotations
@@ -33,12 +34,28 @@ def batch(values: list[bytes], **how: Any) -> bytes:
 class Client:
     """An ingress ring and its receipts, from the client's side."""
 
-    def __init__(self, rig: Rig, ingress: int, capacity: int = 256 << 10, slots: int = 1024) -> None:
+    def __init__(
+        self, rig: Rig, ingress: int, capacity: int = 256 << 10, slots: int = 1024
+    ) -> None:
         self.id, self.capacity, self.slots, self.rig = ingress, capacity, slots, rig
-        self.ring = shm.create(f"{rig.prefix}-i{ingress}", shm.KIND_INGRESS, ingress,
-                               shm.ingress_bytes(capacity), BOOT, DIR, capacity=capacity)
-        self.answers = shm.create(f"{rig.prefix}-r{ingress}", shm.KIND_RECEIPTS, ingress,
-                                  shm.receipts_bytes(slots), BOOT, DIR, slots=slots)
+        self.ring = shm.create(
+            f"{rig.prefix}-i{ingress}",
+            shm.KIND_INGRESS,
+            ingress,
+            shm.ingress_bytes(capacity),
+            BOOT,
+            DIR,
+            capacity=capacity,
+        )
+        self.answers = shm.create(
+            f"{rig.prefix}-r{ingress}",
+            shm.KIND_RECEIPTS,
+            ingress,
+            shm.receipts_bytes(slots),
+            BOOT,
+            DIR,
+            slots=slots,
+        )
         self.ring_map = mmap.mmap(self.ring.fileno(), shm.ingress_bytes(capacity))
         self.answers_map = mmap.mmap(self.answers.fileno(), shm.receipts_bytes(slots))
         self.head = 0
@@ -46,8 +63,9 @@ class Client:
 
     def attach(self, engine: Engine) -> Source:
         """Lets the engine have it."""
-        return engine.add_source(self.id, self.ring.fileno(), self.answers.fileno(),
-                                 self.capacity, self.slots)
+        return engine.add_source(
+            self.id, self.ring.fileno(), self.answers.fileno(), self.capacity, self.slots
+        )
 
     def write(self, data: bytes) -> None:
         """Puts bytes at the head without publishing them."""
@@ -62,11 +80,21 @@ class Client:
         self.ring_map[64:72] = struct.pack("<Q", self.head)
         self.rig.ring_doorbell()
 
-    def send(self, payload: bytes, *, slot: int = 0, epoch: int = 1, acks: int = 2,
-             length: int | None = None, seq: int | None = None) -> int:
+    def send(
+        self,
+        payload: bytes,
+        *,
+        slot: int = 0,
+        epoch: int = 1,
+        acks: int = 2,
+        length: int | None = None,
+        seq: int | None = None,
+    ) -> int:
         """Publishes a frame; returns its number."""
         number = self.seq if seq is None else seq
-        header = FRAME.pack(len(payload) if length is None else length, acks, 0, slot, epoch, number, 0)
+        header = FRAME.pack(
+            len(payload) if length is None else length, acks, 0, slot, epoch, number, 0
+        )
         self.write(header + payload)
         self.publish()
         self.seq += 1
@@ -111,7 +139,9 @@ class Rig:
         self.directory = directory
         self.prefix = f"/shmb-{os.getuid()}-test{os.getpid():x}"
         size = shm.table_bytes(slots)
-        self.table = shm.create(f"{self.prefix}-w0", shm.KIND_WRITER, 0, size, BOOT, DIR, slots=slots)
+        self.table = shm.create(
+            f"{self.prefix}-w0", shm.KIND_WRITER, 0, size, BOOT, DIR, slots=slots
+        )
         self.park = shm.create(f"{self.prefix}-p", shm.KIND_PARK, 0, PAGE, BOOT, DIR)
         self.park_map = mmap.mmap(self.park.fileno(), PAGE)
         self.view = shm.TableView(f"/dev/shm{self.prefix}-w0")
@@ -155,18 +185,41 @@ class Rig:
         self.files.append(fd)
         return fd
 
-    def partition(self, engine: Engine, slot: int = 0, *, adopt: bool = False, capacity: int = 256 << 10,
-                  segment_bytes: int = 8 << 20, fd: int | None = None, **how: Any) -> Partition:
+    def partition(
+        self,
+        engine: Engine,
+        slot: int = 0,
+        *,
+        adopt: bool = False,
+        capacity: int = 256 << 10,
+        segment_bytes: int = 8 << 20,
+        fd: int | None = None,
+        **how: Any,
+    ) -> Partition:
         """An empty partition in a slot, with a ring, online."""
         if not adopt:
             engine.assign_slot(slot, b"t" * 16, slot, 1)
         ring = self.rings.get(slot)
         part = engine.open_partition(
-            slot, self.producers, fd=self.file(0) if fd is None else fd, adopt=adopt, file_position=0,
-            segment_base_offset=0, next_offset=0, log_start_offset=0, leader_epoch=3,
-            alloc_bytes=8 << 20, segment_bytes=segment_bytes, max_message_bytes=1 << 20,
-            index_interval_bytes=4096, max_timestamp=-1, unit=4096, ring_ceiling=capacity,
-            ring_fd=ring.fileno() if adopt and ring else -1, ring_bytes=capacity if adopt else 0, **how,
+            slot,
+            self.producers,
+            fd=self.file(0) if fd is None else fd,
+            adopt=adopt,
+            file_position=0,
+            segment_base_offset=0,
+            next_offset=0,
+            log_start_offset=0,
+            leader_epoch=3,
+            alloc_bytes=8 << 20,
+            segment_bytes=segment_bytes,
+            max_message_bytes=1 << 20,
+            index_interval_bytes=4096,
+            max_timestamp=-1,
+            unit=4096,
+            ring_ceiling=capacity,
+            ring_fd=ring.fileno() if adopt and ring else -1,
+            ring_bytes=capacity if adopt else 0,
+            **how,
         )
         if not adopt:
             self.install(part, capacity)
@@ -176,8 +229,14 @@ class Rig:
     def install(self, part: Partition, capacity: int) -> None:
         """Gives it a new ring."""
         generation = part.generation + 1
-        made = shm.create(f"{self.prefix}-l0.{part.slot}.{generation}", shm.KIND_LOG, 0,
-                          shm.log_bytes(capacity), BOOT, DIR)
+        made = shm.create(
+            f"{self.prefix}-l0.{part.slot}.{generation}",
+            shm.KIND_LOG,
+            0,
+            shm.log_bytes(capacity),
+            BOOT,
+            DIR,
+        )
         part.install_ring(made.fileno(), capacity, generation, None if part.ring_bytes else b"")
         old = self.rings.pop(part.slot, None)
         if old:
@@ -223,7 +282,9 @@ class Rig:
     def __enter__(self) -> Rig:
         return self
 
-    def __exit__(self, _t: type[BaseException] | None, _v: BaseException | None, _b: TracebackType | None) -> None:
+    def __exit__(
+        self, _t: type[BaseException] | None, _v: BaseException | None, _b: TracebackType | None
+    ) -> None:
         for engine in self.engines:
             if engine.running:
                 self.stop(engine)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from engine_rig import Rig, batch
+
 from shmbroker._core.batch import decode_values, next_batch, validate
 from shmbroker._core.engine import WANT_FAILED, WANT_SEAL
 
@@ -47,7 +47,8 @@ def test_a_frame_is_appended_acknowledged_and_durable(rig: Rig) -> None:
     assert part.wait_drained(5)
     assert stored(rig) == [b"one", b"two", b"three"]
     segment, nbytes, offset = part.durable()
-    assert (segment, offset) == (0, 3) and nbytes == len(batch([b"one", b"two"]) + batch([b"three"]))
+    assert (segment, offset) == (0, 3)
+    assert nbytes == len(batch([b"one", b"two"]) + batch([b"three"]))
     assert client.tail() == client.head
 
 

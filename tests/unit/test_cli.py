@@ -1,0 +1,125 @@
+"""The command line: arguments, exit codes, one line an error. Brokers are in tests/integration."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from shmbroker import errors
+from shmbroker.cli.main import app, exit_code_of
+from shmbroker.cli.status_view import size
+
+runner = CliRunner()
+
+COMMANDS = [
+    "up", "down", "status", "demo", "topic create", "topic list", "topic describe", "topic delete",
+    "produce", "consume", "log dump", "log repair", "config show", "config check",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = runner.invoke(app, [*command.split(), "--help"])
+    assert result.exit_code == 0
+    assert "Example: shmbroker" in result.output or "| shmbroker" in result.output
+
+
+def test_exit_codes_are_in_the_help() -> None:
+    output = runner.invoke(app, ["--help"]).output
+    for text in ("3 no broker", "4 timeout", "5 damage found", "130 Ctrl+C"):
+        assert text in " ".join(output.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"], ["down"], ["topic", "list"], ["topic", "create", "t"],
+        ["topic", "delete", "t", "--yes"], ["consume", "t"], ["produce", "t"],
+    ],
+)  # fmt: skip
+def test_without_a_broker_the_exit_code_is_3_and_the_way_out_is_named(
+    isolated_env: dict[str, str], arguments: list[str]
+) -> None:
+    result = runner.invoke(app, [*arguments, "--instance", "nobody", "--timeout", "0.2"])
+    assert result.exit_code == 3
+    assert "shmbroker up --instance nobody" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["status", "--instance", "no/slash"], "--instance"),
+        (["explode"], "explode"),
+        (["topic", "create"], "topic create"),
+        (["topic", "create", "t", "--config", "retention.ms"], "KEY=VALUE"),
+        (["topic", "delete", "t"], "--yes"),
+        (["consume", "t", "--from", "yesterday"], "earliest"),
+        (["consume", "t", "--format", "xml"], "json"),
+        (["produce", "t", "/no/such/file"], "/no/such/file"),
+        (["log", "dump", "/no/such/dir"], "/no/such/dir"),
+        (["log", "repair", "--data-dir", "/no/such/dir"], "/no/such/dir"),
+    ],
+)
+def test_wrong_arguments_end_with_2_and_are_named(
+    isolated_env: dict[str, str], arguments: list[str], named: str
+) -> None:
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    assert named in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.NoBroker("default", "/run"), 3),
+        (errors.BrokerGone("gone"), 3),
+        (errors.TimedOut("late"), 4),
+        (errors.DamagedLog("damaged"), 5),
+        (errors.UnknownTopic("t"), 1),
+        (errors.ConfigError("bad", file="--instance"), 2),
+        (errors.ConfigError("bad", file="/etc/broker.toml", line=3), 1),
+    ],
+)
+def test_each_kind_of_error_has_its_exit_code(error: errors.ShmbrokerError, code: int) -> None:
+    assert exit_code_of(error) == code
+
+
+def test_config_show_names_the_source_and_check_names_the_line(
+    isolated_env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
+    good.write_text("[broker]\ndrain_s = 5\n")
+    bad.write_text("[broker]\n\ndrain_s = 'soon'\n")
+    monkeypatch.setenv("SHMBROKER_BROKER_IDLE", "park")
+    lines = runner.invoke(app, ["config", "show", "--config", str(good)]).stdout.splitlines()
+    (drain,) = [line for line in lines if line.startswith("broker.drain_s")]
+    (idle,) = [line for line in lines if line.startswith("broker.idle")]
+    assert f"file {good}:2" in drain
+    assert "environment SHMBROKER_BROKER_IDLE" in idle
+    shown = runner.invoke(app, ["config", "show", "--json"]).stdout.splitlines()
+    assert all({"key", "value", "source"} == json.loads(line).keys() for line in shown)
+    assert runner.invoke(app, ["config", "check", str(good)]).exit_code == 0
+    failed = runner.invoke(app, ["config", "check", str(bad)])
+    assert failed.exit_code == 1
+    assert f"{bad}:3: broker.drain_s" in failed.stderr
+
+
+def test_parsing_a_command_loads_no_broker_and_no_socket_library() -> None:
+    code = (
+        "import sys, shmbroker.cli.main; "
+        "print([m for m in ('zmq', 'psutil', 'structlog', 'sqlite3', 'orjson') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_sizes_are_written_for_people() -> None:
+    assert [size(n) for n in (0, 1023, 1024, 1536, 1 << 20, 5 << 40)] == [
+        "0 B", "1023 B", "1 KiB", "1.5 KiB", "1 MiB", "5120 GiB",
+    ]  # fmt: skip
