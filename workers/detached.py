@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from shmbroker import errors
+from shmbroker._core import shm
 from shmbroker.config import LoadedConfig, Places
 from shmbroker.workers.program import command
 
@@ -94,10 +95,11 @@ def stop(
     client: Client,
     drain_s: float | None = None,
     show: Callable[[list[str]], None] | None = None,
-) -> None:
+) -> bool:
     """Stops the broker that `client` is attached to; returns when its last process is gone.
 
-    `show` is told about once a second which processes are left. Closes the client. Raises TimedOut.
+    False: a writer did not drain, and its rings wait in shared memory for the next `up`. `show` is
+    told about once a second which processes are left. Closes the client. Raises TimedOut.
     """
     found = client.status()
     limit_s = (30.0 if drain_s is None else drain_s) + _GONE_MARGIN_S
@@ -115,6 +117,7 @@ def stop(
             os.kill(found["broker_pid"], signal.SIGTERM)
         client.close()
         _wait_gone(pidfds, limit_s, show or (lambda _names: None))
+    return not shm.list_prefix(found["prefix"])
 
 
 def _wait_gone(pidfds: dict[int, str], limit_s: float, show: Callable[[list[str]], None]) -> None:

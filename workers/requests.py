@@ -178,7 +178,9 @@ class ControlRequests:
             "topics": len(acceptor.topics.topics()),
             "partition_states": status.totals(partitions),
             "partitions": partitions,
-            "clients": status.clients_status(state.memory.prefix, acceptor.sessions, told),
+            "clients": status.clients_status(
+                state.memory.prefix, acceptor.sessions, partitions, told
+            ),
         }  # fmt: skip
 
 

@@ -159,6 +159,8 @@ class Served:
         }
         if self.log is not None:
             found |= self.log.describe()
+            for name in ("log_start_offset", "log_end_offset", "state"):
+                del found[name]  # the table's are newer
         return found
 
     def close(self, engine: core.Engine, rings: Rings) -> None:
@@ -166,6 +168,7 @@ class Served:
         part, log = self.part, self.log
         self.part = self.log = None
         durable: tuple[int, int] | None = None
+        newest = -1 if part is None else part.max_timestamp
         if part is not None:
             writable = part.state in ("online", "no_space")
             segment, nbytes, offset = part.durable()
@@ -181,7 +184,7 @@ class Served:
             if durable is None:
                 log.close()
             else:
-                log.close(*durable)
+                log.close(*durable, max_timestamp=newest)
 
     def _both(self) -> tuple[PartitionLog, core.Partition]:
         if self.log is None or self.part is None:

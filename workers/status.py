@@ -71,15 +71,28 @@ def partitions_status(
 
 
 def clients_status(
-    prefix: str, sessions: Sessions, told: Mapping[int, Mapping[str, Any]]
+    prefix: str,
+    sessions: Sessions,
+    partitions: Iterable[Mapping[str, Any]],
+    told: Mapping[int, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """One entry a client, with its rings and what each waits for."""
-    words = {
-        entry.get("ingress"): entry
-        for answer in told.values()
-        for entry in answer.get("ingress") or ()
-    }
+    """One entry a client, with its rings and which partition each waits for, and why."""
+    by_slot = {(p["writer"], p["slot"]): p for p in partitions}
+    words: dict[int | None, dict[str, Any]] = {}
+    for writer, answer in told.items():
+        for entry in answer.get("ingress") or ():
+            blocking = by_slot.get((writer, entry.get("blocked_slot")))
+            words[entry.get("ingress")] = dict(entry) | {"waits_for": _waits_for(blocking)}
     return [_client(prefix, client, words) for client in sessions.clients.values()]
+
+
+def _waits_for(partition: Mapping[str, Any] | None) -> str | None:
+    if partition is None:
+        return None
+    why = partition["state"]
+    if why == "online":
+        why = partition.get("blocked_why", "none")
+    return f"{partition['topic']}-{partition['partition']}: {why}"
 
 
 def _client(

@@ -279,6 +279,8 @@ class Writer:
                 clean = clean and clean_here
                 self._act(served, served.part.wants)
         self._engine.stop_flushers()
+        for thread in self._threads:
+            thread.join()
         for served in self._served.values():
             try:
                 served.close(self._engine, self._rings)

@@ -88,29 +88,35 @@ static inline void shmb_adopt_positions(struct shmb_part *p, int64_t next_offset
     shmb_publish(&s->log_end_offset, (uint64_t)next_offset);
 }
 
-/* The frame in doubt (invariant 8). Sets tail and next_seq of a source that is attached again. */
+/* The frame in doubt (invariant 8). Sets tail and next_seq of a source that is attached again.
+ *
+ * A frame whose receipt was written is settled, whatever the verdict: the client may have seen it, so it is
+ * never judged again; the receipt says where the frame ended. A frame that was published in the log without
+ * its receipt gets it now. Nothing is read from the client's memory. Whoever the dead writer may have
+ * failed to wake is woken. */
 static inline void shmb_adopt_source(struct shmb_engine *e, struct shmb_source *g)
 {
     struct shmb_receipts_head *h = (struct shmb_receipts_head *)g->receipts;
-    const struct shmb_ingress_head *in = (const struct shmb_ingress_head *)g->object;
     const struct shmb_intent *t = &e->head->intent;
     g->tail = shmb_peek(&h->tail);
     g->next_seq = shmb_peek(&h->receipts);
-    if (shmb_observe(&in->head) - g->tail < sizeof(struct shmb_frame) || shmb_observe(&in->head) == g->tail)
-        return;
-    const struct shmb_frame *f = (const struct shmb_frame *)(g->data + g->tail % g->capacity);
+    if (g->next_seq > 0) {
+        const struct shmb_receipt *last = shmb_receipt_at(g->receipts, g->slots, g->next_seq - 1);
+        if (last->frame_end > g->tail) {
+            g->tail = last->frame_end;
+            shmb_publish(&h->tail, g->tail);
+        }
+    }
     uint64_t slot = shmb_peek(&t->slot), end = shmb_peek(&t->end_position);
-    if (shmb_peek(&t->ingress) == g->id && shmb_peek(&t->frame_position) == g->tail && slot < e->slots &&
-        end != UINT64_MAX && e->parts[slot] &&
+    if (shmb_peek(&t->ingress) == g->id && shmb_peek(&t->frame_position) == g->tail &&
+        shmb_peek(&t->frame_seq) == g->next_seq && end != UINT64_MAX && slot < e->slots && e->parts[slot] &&
         shmb_peek(&e->parts[slot]->slot->generation) >> 32 == shmb_peek(&t->generation) >> 32 &&
         shmb_peek(&e->parts[slot]->slot->log_end_position) >= end) {
         struct shmb_receipt r = shmb_receipt_of(e->parts[slot], shmb_peek(&t->frame_seq),
                                                 (int64_t)shmb_peek(&t->base_offset), end);
         shmb_receipt_put(g, &r, g->tail + shmb_peek(&t->frame_bytes));
-        shmb_park_wake_always(g->word);
-    } else if (f->frame_seq + 1 == g->next_seq) {
-        g->next_seq = f->frame_seq; /* its receipt was an error's: judged once more */
     }
+    shmb_park_wake_always(g->word);
 }
 
 #endif

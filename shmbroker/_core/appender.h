@@ -260,13 +260,18 @@ static inline void shmb_token_release(struct shmb_engine *e, struct shmb_part *p
         shmb_flush_request(e, p, 0, wake);
 }
 
-/* A flusher thread's life; returns when flushers_stop is set. `bounce`: one unit, aligned to it. */
+/* A flusher thread's life; returns when flushers_stop is set and nothing is queued any more. `bounce`:
+ * one unit, aligned to it. */
 static inline void shmb_flusher_run(struct shmb_engine *e, uint8_t *bounce)
 {
     uint64_t index;
-    while (!shmb_observe32(&e->flushers_stop)) {
-        if (!shmb_flush_pop(e, &index) && !shmb_flusher_sleep(e, &index))
-            continue;
+    for (;;) {
+        if (!shmb_flush_pop(e, &index)) {
+            if (shmb_observe32(&e->flushers_stop))
+                return;
+            if (!shmb_flusher_sleep(e, &index))
+                continue;
+        }
         struct shmb_part *p = e->parts[index];
         shmb_publish32(&p->token, SHMB_TOKEN_RUNNING);
         /* One write, then back to the end of the queue: the others are not kept waiting. */

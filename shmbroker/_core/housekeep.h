@@ -19,7 +19,7 @@ static inline void shmb_command_run(struct shmb_engine *e, uint32_t op, struct s
         shmb_obey(e);
         return;
     }
-    shmb_park_wake(e->doorbell);
+    shmb_park_wake_always(e->doorbell); /* a client may have died between clearing the word and FUTEX_WAKE */
     while (!shmb_observe32(&e->command_done))
         syscall(SYS_futex, &e->command_done, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
 }
@@ -163,7 +163,7 @@ static inline void shmb_part_state(struct shmb_engine *e, struct shmb_part *p, u
     shmb_publish32(&p->slot->reason, reason);
     shmb_publish32(&p->slot->state, state);
     atomic_fetch_add_explicit(&e->progress, 1, memory_order_acq_rel);
-    shmb_park_wake(e->doorbell);
+    shmb_park_wake_always(e->doorbell);
     shmb_part_ring_all(e, p);
 }
 

@@ -259,7 +259,8 @@ struct shmb_receipt {             /* frame n's is in slot n % slots */
     uint64_t end_position;        /* acknowledged as durable when durable_position has reached it … */
     uint64_t generation;          /* … while the high 32 bits of the generation are these */
     int64_t log_start_offset;
-    uint64_t spare[2];
+    uint64_t frame_end;           /* ingress position behind the frame: the tail that goes with it */
+    uint64_t spare;
 };
 _Static_assert(sizeof(struct shmb_receipt) == 64, "receipt is a line");
 

@@ -3,6 +3,10 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
+cdef extern from "<stdlib.h>" nogil:
+    int rand_r(unsigned int *seed)
+
+
 cdef extern from "atomics.h" nogil:
     ctypedef struct shmb_a64:
         pass
@@ -142,6 +146,7 @@ cdef extern from "producer_lanes.h" nogil:
     struct shmb_lane:
         shmb_a32 refs
         shmb_outlet *out
+        void *table
         shmb_slot *slot
         shmb_a32 *durable_word
         int32_t partition
@@ -211,7 +216,7 @@ cdef extern from "producer_lanes.h" nogil:
     uint64_t shmb_item_alone(const shmb_item *r)
     uint64_t shmb_item_bound(const shmb_item *r)
     unsigned shmb_outlet_drain(shmb_outlet *o)
-    void shmb_outlet_abandon(shmb_outlet *o, int state, int32_t error)
+    void shmb_outlet_abandon(shmb_outlet *o, int32_t error)
     shmb_outlet *shmb_lane_lock(shmb_lane *l)
     shmb_put shmb_lane_put(shmb_lane *l, const shmb_item *r, shmb_pbatch **pb, int32_t *index)
     shmb_put shmb_lane_after(shmb_lane *l)
@@ -286,6 +291,7 @@ cdef class Lanes:
     cdef shmb_lane *lane(self, int32_t partition) except NULL
     cdef int32_t choose(self, const shmb_item *item)
     cdef int grow(self) except -1
+    cdef int find_again(self, shmb_lane *lane, int32_t partition) except -1
 
 
 cdef class Sender:
@@ -318,6 +324,10 @@ cdef class Sender:
     cdef int send_slow(self, Lanes topic, shmb_lane *lane, const shmb_item *item, shmb_put rc,
                        shmb_pbatch **pb, int32_t *index) except -1
     cdef int after_slow(self, Lanes topic, shmb_lane *lane, shmb_put after) except -1
+    cdef tend(self)
+    cdef int new_id(self, shmb_lane *lane) except -1
+    cdef int detached(self, shmb_outlet *o) except -1
+    cdef int enlarge(self, Lanes topic, shmb_lane *lane) except -1
 
 
 cdef class Receipt:

@@ -161,7 +161,8 @@ struct shmb_outlet {
 struct shmb_lane {
     shmb_a32 refs;
     struct shmb_outlet *out;
-    struct shmb_slot *slot;        /* of the writer's table, read-only */
+    void *table;                   /* the writer's, read-only */
+    struct shmb_slot *slot;        /* the partition's, in that table */
     shmb_a32 *durable_word;
     int32_t partition;
     uint32_t slot_index;
@@ -340,8 +341,8 @@ static inline unsigned shmb_outlet_drain(struct shmb_outlet *o)
     return n;
 }
 
-/* The ring was dropped, or is given up: frames without receipt end like this. */
-static inline void shmb_outlet_abandon(struct shmb_outlet *o, enum shmb_pbatch_state state, int32_t error)
+/* The writer has dropped the ring: frames without receipt were not appended, and end with `error`. */
+static inline void shmb_outlet_abandon(struct shmb_outlet *o, int32_t error)
 {
     shmb_outlet_drain(o);
     for (; o->ring.received < o->ring.next_seq; o->ring.received++) {
@@ -349,7 +350,7 @@ static inline void shmb_outlet_abandon(struct shmb_outlet *o, enum shmb_pbatch_s
         struct shmb_pbatch *b = o->inflight[place];
         o->inflight[place] = NULL;
         if (b)
-            shmb_pbatch_fail(b, state, error);
+            shmb_lane_rejected(b->lane, b, error);
     }
 }
 

@@ -215,7 +215,7 @@ cdef class _Move:
             shmb_outlet_drain(o)
             detached = shmb_observe32(&o.ring.back.detached) != 0
             if detached and not resend:
-                shmb_outlet_abandon(o, SHMB_PB_FAILED, SHMB_E_DETACHED)
+                shmb_outlet_abandon(o, SHMB_E_DETACHED)
             shmb_unlock(&o.lock)
             if not resend:
                 self.drained(old)
@@ -385,7 +385,8 @@ cdef _place(Lanes topic, shmb_lane *lane, info, Outlet outlet, bint move):
     cdef uint64_t half = outlet.o.ring.capacity // 2 - sizeof(shmb_frame)
     lane.slot_index = info.slot
     lane.slot_epoch = info.slot_epoch
-    lane.slot = shmb_table_slot(<void *>table, lane.slot_index)
+    lane.table = <void *>table
+    lane.slot = shmb_table_slot(lane.table, lane.slot_index)
     lane.durable_word = (<shmb_a32 *>park) + shmb_park_durable(info.writer, info.slot) * (SHMB_LINE // 4)
     lane.batch_limit = <uint32_t>min(topic.max_bytes, half)
     lane.batch_want = min(lane.batch_limit, topic.sender.batch_bytes, <uint32_t>(outlet.o.ring.capacity // 4))
@@ -402,11 +403,10 @@ cdef str _why_blocked(shmb_lane *lane):
     cdef uint64_t tail = shmb_observe(&o.ring.back.tail)
     cdef uint32_t slot = lane.slot_index
     cdef shmb_slot *at
-    cdef void *table = <void *>(<uint8_t *>lane.slot - lane.slot_index * 512 - SHMB_PAGE)
     if tail != o.ring.published:
         slot = (<shmb_frame *>(o.ring.data + (tail & (o.ring.capacity - 1)))).slot
     shmb_unlock(&o.lock)
-    at = shmb_table_slot(table, slot)
+    at = shmb_table_slot(lane.table, slot)
     state = shmb_observe32(&at.state)
     why = shmb_observe32(&at.blocked_why)
     words = []

@@ -129,7 +129,7 @@ cdef class PartitionReader:
     cdef readonly bint appended        # isolation: log end instead of durable end
     cdef public int64_t position       # offset of the next record to read
     cdef public int32_t leader_epoch   # of the batch before position; -1: unknown
-    cdef readonly int64_t recovery     # high half of the generation last read under; -1: none
+    cdef public int64_t recovery       # high half of the generation last read under; -1: none
     cdef object _table                 # keeps the slot mapped
     cdef object _open_ring             # generation -> ShmObject
     cdef shmb_slot *_slot
@@ -139,7 +139,7 @@ cdef class PartitionReader:
     cdef uint64_t _ring_position
     cdef uint32_t _seen_state          # by the last fetch: a wait ends when they differ
     cdef uint64_t _seen_generation
-    cdef public int settled            # a state that the caller knows and waits in; -1: none
+    cdef public int64_t settled        # a state that the caller knows and waits in; -1: none
 
     cdef RecordBatch _fetch(self, size_t most)
     cdef bint _outside(self) noexcept

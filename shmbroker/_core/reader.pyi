@@ -55,7 +55,7 @@ class PartitionReader:
     partition: Final[int]
     slot_epoch: Final[int]
     appended: Final[bool]
-    recovery: Final[int]
+    recovery: int
     position: int
     leader_epoch: int
     settled: int

@@ -37,9 +37,10 @@ enum {
 
 enum shmb_step { SHMB_STEP_EMPTY = 0, SHMB_STEP_DONE, SHMB_STEP_BLOCKED };
 
-static inline void shmb_receipt_put(struct shmb_source *g, const struct shmb_receipt *r, uint64_t tail)
+static inline void shmb_receipt_put(struct shmb_source *g, struct shmb_receipt *r, uint64_t tail)
 {
     struct shmb_receipts_head *h = (struct shmb_receipts_head *)g->receipts;
+    r->frame_end = tail;
     *shmb_receipt_at(g->receipts, g->slots, r->frame_seq) = *r;
     g->next_seq = r->frame_seq + 1;
     g->tail = tail;
@@ -64,7 +65,7 @@ static inline enum shmb_step shmb_detach(struct shmb_engine *e, struct shmb_sour
 static inline enum shmb_step shmb_reject(struct shmb_engine *e, struct shmb_source *g, const struct shmb_frame *f,
                                          uint64_t seq, uint64_t frame_bytes, int32_t error)
 {
-    struct shmb_receipt r = {seq, f->slot, error, -1, 0, 0, -1, {0, 0}};
+    struct shmb_receipt r = {seq, f->slot, error, -1, 0, 0, -1, 0, 0};
     shmb_poke(&e->head->rejected, shmb_peek(&e->head->rejected) + 1);
     shmb_receipt_put(g, &r, g->tail + frame_bytes);
     return SHMB_STEP_DONE;
@@ -235,7 +236,7 @@ static inline struct shmb_receipt shmb_receipt_of(const struct shmb_part *p, uin
                                                   uint64_t end)
 {
     struct shmb_receipt r = {seq, p->index, 0, base_offset, end, shmb_peek(&p->slot->generation),
-                             (int64_t)shmb_peek(&p->slot->log_start_offset), {0, 0}};
+                             (int64_t)shmb_peek(&p->slot->log_start_offset), 0, 0};
     return r;
 }
 

@@ -72,10 +72,17 @@ def down(
         print(f"waiting for {', '.join(left)}", file=sys.stderr)
 
     try:
-        detached.stop(client, drain_s, show)
+        clean = detached.stop(client, drain_s, show)
     finally:
         client.close()
     print(f"broker {name!r} is down")
+    if not clean:
+        print(
+            "shmbroker: a writer did not drain; nothing acknowledged is lost while the host stays "
+            "up: its rings wait in /dev/shm for the next shmbroker up (why: broker.log)",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
 
 
 def status(

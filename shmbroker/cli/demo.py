@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -35,10 +36,12 @@ def demo(
 
     Example: shmbroker demo --records 5000000
     """
+    from shmbroker._core import shm
     from shmbroker.cli.options import configuration, connect
     from shmbroker.config import Places
     from shmbroker.workers import detached
 
+    signal.signal(signal.SIGTERM, lambda _signum, _frame: sys.exit(143))  # ends the broker too
     home = Path(tempfile.mkdtemp(prefix="shmbroker-demo-", dir=directory))
     where = Places.find(f"demo-{os.getpid()}", data_dir=home / "data")
     try:
@@ -51,7 +54,10 @@ def demo(
             _latency(client)
             good &= _burst(client, records)
         finally:
+            prefix = client.connection.attachment.prefix
             detached.stop(client)
+            for name in shm.list_prefix(prefix):  # of a stop that was not clean: nobody adopts it
+                shm.unlink(name)
         print("broker down")
     finally:
         shutil.rmtree(home, ignore_errors=True)
@@ -144,7 +150,7 @@ def _burst(client: Client, records: int) -> bool:
     expected, seen, count = hashlib.blake2b(), hashlib.blake2b(), 0
     for batch in batches:
         expected.update(b"".join(batch))
-    got: list[list[bytes]] = []
+    got: list[list[bytes | None]] = []
     began = time.perf_counter()
     with client.consumer("burst", start="earliest") as consumer:
         for found in consumer.batches(timeout=5.0):
@@ -154,7 +160,7 @@ def _burst(client: Client, records: int) -> bool:
                 break
     took = time.perf_counter() - began
     for values in got:
-        seen.update(b"".join(values))
+        seen.update(b"".join(value or b"" for value in values))
     good = count == records and seen.digest() == expected.digest()
     print(f"burst out: {_rate(count, took)}, {'equal' if good else 'NOT EQUAL'}")
     return good

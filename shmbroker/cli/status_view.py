@@ -13,7 +13,8 @@ from rich.table import Table
 
 def show(found: Mapping[str, Any]) -> None:
     """Prints it."""
-    console = Console(highlight=False)
+    # Wider than any terminal: nothing is cut off, the terminal wraps what it has no room for.
+    console = Console(highlight=False, width=500)
     adopted = ", took over a killed broker's rings" if found["adopted"] else ""
     console.print(
         f"broker [bold]{found['instance']}[/bold] is {found['state']}, pid {found['broker_pid']}, "
@@ -43,8 +44,8 @@ def show(found: Mapping[str, Any]) -> None:
     )
     _print(
         console,
-        ("partition", "writer", "state", "start", "durable", "end", "segments", "io", "ring",
-         "unsynced", "waits for"),
+        ("partition", "writer", "state", "offsets", "unsynced", "segments", "io", "ring",
+         "waits for"),
         [_partition(p) for p in found["partitions"]],
     )  # fmt: skip
     _print(
@@ -56,32 +57,30 @@ def show(found: Mapping[str, Any]) -> None:
 
 def _partition(p: Mapping[str, Any]) -> tuple[Any, ...]:
     state = p["state"] if p["state"] == "online" else f"{p['state']}: {p['reason']}"
-    blocked = p.get("blocked_s")
+    blocked, segments = p.get("blocked_s"), p.get("segments", "-")
     waits = f"{p['blocked_why']} {_duration(blocked)}" if blocked else "-"
     return (
         f"{p['topic']}-{p['partition']}",
         p["writer"],
         state.removesuffix(": "),
-        p.get("log_start_offset", "-"),
-        p.get("durable_offset", "-"),
-        p.get("log_end_offset", "-"),
-        p.get("segments", "-"),
+        f"{p['log_start_offset']}-{p['log_end_offset']}" if "log_end_offset" in p else "-",
+        p["log_end_offset"] - p["durable_offset"] if "durable_offset" in p else "-",
+        len(segments) if isinstance(segments, list) else segments,
         p.get("io_mode", "-"),
-        size(p["ring_bytes"]) if "ring_bytes" in p else "-",
-        size(p["ring_fill_bytes"]) if "ring_fill_bytes" in p else "-",
+        _fill(p.get("ring_fill_bytes", 0), p.get("ring_bytes", 0)),
         waits,
     )
 
 
 def _client(client: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     since = time.strftime("%F %T", time.localtime(client["attached_s"]))
-    who = (client["client"], client["pid"], client["name"], since)
+    who = (client["client"], client["pid"], client["name"][:40], since)
     rings = [
         (
             ring["ingress"],
             ring["writer"],
-            f"{size(ring.get('fill_bytes', 0))} of {size(ring['capacity'])}",
-            ring.get("waits_for") or ring.get("blocked") or "-",
+            _fill(ring.get("fill_bytes", 0), ring["capacity"]),
+            ring.get("waits_for") or "-",
         )
         for ring in client["ingress"]
     ]
@@ -89,10 +88,16 @@ def _client(client: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     return rows or [(*who, "-", "-", "-", "-")]
 
 
+def _fill(used: int, capacity: int) -> str:
+    return f"{size(used)} of {size(capacity)}" if capacity else "-"
+
+
 def _print(console: Console, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     if not rows:
         return
     table = Table(*head, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     console.print()

@@ -1,5 +1,23 @@
 """Everything that a Python program uses; names only, the work is in the modules."""
 
+from shmbroker._core.batch import Record
+from shmbroker._core.reader import RecordBatch
 from shmbroker.client.client import Client, connect
+from shmbroker.client.consumer import Consumer
+from shmbroker.client.metadata import PartitionInfo, TopicInfo, TopicPartition
+from shmbroker.client.producer import Producer
+from shmbroker.client.receipt import Receipt, RecordMetadata
 
-__all__ = ["Client", "connect"]
+__all__ = [
+    "Client",
+    "Consumer",
+    "PartitionInfo",
+    "Producer",
+    "Receipt",
+    "Record",
+    "RecordBatch",
+    "RecordMetadata",
+    "TopicInfo",
+    "TopicPartition",
+    "connect",
+]

@@ -1,16 +1,16 @@
 """What is asked of the acceptor: the control channel, and the administrative calls over it.
 
 Owns: the ZeroMQ DEALER of a Connection (made at the first request, made anew after the broker was
-gone, so that nothing queued for a dead broker reaches its successor) and the calls that need nothing
-else: topics and status. One request is under way at a time; other threads wait their turn.
+gone, so that nothing queued for a dead broker reaches its successor) and the calls that need
+nothing else: topics and status. One request is under way at a time; other threads wait their turn.
 
-A request whose broker dies is sent again to the next one if doing it twice does no harm; otherwise it
-ends with OutcomeUnknown. An answer that comes after its caller has given up is dropped by its number.
+A request whose broker dies is sent again to the next one if doing it twice does no harm; otherwise
+it ends with OutcomeUnknown. An answer that comes after its caller has given up is dropped by its
+number.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -18,14 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from shmbroker.errors import (
-    BrokerGone,
-    InvalidTopic,
-    OutcomeUnknown,
-    ShmbrokerError,
-    TimedOut,
-    from_wire,
-)
+from shmbroker.errors import InvalidTopic, OutcomeUnknown, TimedOut, from_wire
 
 if TYPE_CHECKING:
     import zmq
@@ -57,7 +50,7 @@ class Control:
         repeatable = op in _REPEATABLE or bool(args.get("if_not_exists"))
         while True:
             left = max(0.0, deadline - time.monotonic())
-            epoch = self._connection.attached(left)
+            self._connection.attached(left)
             if not self._lock.acquire(timeout=left):
                 raise TimedOut(f"{op}: other requests of this client were not answered in time")
             try:
@@ -68,10 +61,8 @@ class Control:
                 return answer
             if not repeatable:
                 raise OutcomeUnknown(
-                    f"the broker went away during {op}; look whether it was done before trying again"
+                    f"the broker went away during {op}; look whether it was done, then try again"
                 )
-            if self._connection.closed or epoch == self._connection.epoch.value:
-                self._connection.check()
 
     def _once(self, op: str, deadline: float, args: Mapping[str, Any]) -> dict[str, Any] | None:
         """One attempt; None when the broker went away before it answered."""
@@ -89,7 +80,7 @@ class Control:
             sock.send(orjson.dumps(message | dict(args)), zmq.DONTWAIT)
             while True:
                 left = deadline - time.monotonic()
-                ready = dict(poller.poll(max(0.0, left) * 1000))
+                ready = dict(poller.poll(max(0, round(left * 1000))))
                 if sock in ready:
                     reply = orjson.loads(sock.recv())
                     if reply.get("id") != number:
@@ -104,7 +95,9 @@ class Control:
                 if left <= 0:
                     raise TimedOut(f"the broker did not answer {op} in time; it may still do it")
         except zmq.Again:
-            return None  # the socket's queue is full: nobody has read it for long
+            raise TimedOut(
+                "the broker reads no requests; look at it with: shmbroker status"
+            ) from None
 
     def _open(self) -> zmq.Socket[bytes]:
         import zmq
@@ -197,4 +190,4 @@ def _topic_name(name: str) -> str:
     return name
 
 
-__all__ = ["Admin", "BrokerGone", "Control", "ShmbrokerError"]
+__all__ = ["Admin", "Control"]

@@ -18,15 +18,11 @@ from shmbroker.errors import ForkedError, NoBroker
 from shmbroker.places import Places
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
     from types import TracebackType
     from typing import Literal
 
-    from shmbroker.client.consumer import Consumer
+    from shmbroker.client.consumer import Consumer, Start
     from shmbroker.client.producer import Producer
-
-    Start = Literal["latest", "earliest"] | int | Mapping[int, int] | datetime
 
 
 class _Closable(Protocol):
@@ -43,8 +39,9 @@ def connect(
     """Attaches to the broker of `instance` on this host.
 
     `instance`: else SHMBROKER_INSTANCE, else "default". `data_dir` (else SHMBROKER_DATA_DIR) says
-    which data directory the broker must serve. `timeout` (seconds) bounds attaching and each control
-    request; `reconnect_s` is how long waits go on after the broker went away. Raises NoBroker.
+    which data directory the broker must serve. `timeout` (seconds) bounds attaching and each
+    control request; `reconnect_s` is how long waits go on after the broker went away. Raises
+    NoBroker.
     """
     places = Places.find(instance, data_dir=data_dir)
     asked = data_dir or os.environ.get("SHMBROKER_DATA_DIR")
@@ -171,7 +168,9 @@ class Client(Admin):
             self._connection.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._connection.closed else f"client {self._connection.attachment.client}"
+        state = (
+            "closed" if self._connection.closed else f"client {self._connection.attachment.client}"
+        )
         return f"<shmbroker.Client of {self.instance!r}, {state}>"
 
 

@@ -5,11 +5,11 @@ attaches again; the ZeroMQ DEALER for control; the mapped park words (writable) 
 (read-only). Producers and consumers of this process share one Connection.
 
 How a wait ends when the broker dies. `epoch` is a word of this process, even while attached, odd
-while not. The watcher raises it first and then wakes every park word (they are shared and writable),
-so a C wait does: arm, fence, look at its condition and at `epoch`, sleep. It returns to Python when
-`epoch` is no longer what it was when the wait began; Python calls `attached()`, which blocks until
-the broker is back or raises BrokerGone. After that everything mapped may be new: readers compare
-`epoch` and fetch `park` and `table()` again (an unchanged object keeps its Mapping).
+while not. The watcher raises it first and then wakes every park word (they are shared and
+writable), so a C wait does: arm, fence, look at its condition and at `epoch`, sleep. It returns to
+Python when `epoch` is no longer what it was when the wait began; Python calls `attached()`, which
+blocks until the broker is back or raises BrokerGone. After that everything mapped may be new:
+readers compare `epoch` and fetch `park` and `table()` again (an unchanged object keeps its Mapping).
 
 Invariants: listeners are called on the watcher's thread, after the maps are right; nothing here
 touches shared state in a forked child, which finds ForkedError instead.
@@ -17,21 +17,21 @@ touches shared state in a forked child, which finds ForkedError instead.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
-import socket
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import orjson
 
 from shmbroker._core import shm
 from shmbroker._core.reader import EpochWord, Mapping, wake_all
+from shmbroker.client.admin import Control
+from shmbroker.client.attach import MESSAGE_BYTES, attach
 from shmbroker.errors import (
     BrokerGone,
     ClosedError,
@@ -39,13 +39,9 @@ from shmbroker.errors import (
     NoBroker,
     ShmbrokerError,
     TimedOut,
-    from_wire,
 )
-from shmbroker.client.admin import Control
 from shmbroker.places import Places
 
-PROTOCOL_VERSION: Final = 1
-_ANSWER_BYTES: Final = 65536
 _RETRY_FIRST_S: Final = 0.005  # between two attempts to attach again, doubling up to …
 _RETRY_LAST_S: Final = 0.1
 
@@ -58,40 +54,6 @@ class Listener(Protocol):
 
     def on_reattached(self, adopted: bool) -> None:
         """Attached again. `adopted`: the same rings go on; otherwise all objects are new."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attachment:
-    """What the broker answered; a new one after each attach."""
-
-    client: int
-    token: str
-    instance: str
-    data_dir: Path
-    prefix: str  # of shared-memory names
-    boot_id: bytes
-    dir_id: bytes
-    control: str  # path of the control socket
-    broker_pid: int
-    writers: int
-    adopted: bool
-
-    @classmethod
-    def of(cls, ok: dict[str, Any]) -> Attachment:
-        """From the answer's JSON."""
-        return cls(
-            client=ok["client"],
-            token=ok["token"],
-            instance=ok["instance"],
-            data_dir=Path(ok["data_dir"]),
-            prefix=ok["prefix"],
-            boot_id=bytes.fromhex(ok["boot_id"]),
-            dir_id=bytes.fromhex(ok["data_dir_id"]),
-            control=ok["control"],
-            broker_pid=ok["broker_pid"],
-            writers=ok["writers"],
-            adopted=bool(ok.get("adopted", False)),
-        )
 
 
 class Connection:
@@ -112,7 +74,7 @@ class Connection:
         self._map_lock = threading.Lock()
         self._tables: dict[int, Mapping] = {}
         self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
-        self.attachment, self._socket = self._attach(None)
+        self.attachment, self._socket = attach(places, timeout, None)
         try:
             self.park = self._map("p", shm.KIND_PARK, writable=True)
         except (OSError, ValueError) as error:
@@ -234,42 +196,7 @@ class Connection:
         os.close(self._wake_fd)
         os.close(self.gone_fd)
 
-    # --- attaching -----------------------------------------------------------------------------
-
-    def _attach(self, before: Attachment | None) -> tuple[Attachment, socket.socket]:
-        hello: dict[str, Any] = {
-            "v": PROTOCOL_VERSION,
-            "op": "attach",
-            "pid": os.getpid(),
-            "name": _program_name(),
-        }
-        if before is not None:
-            hello |= {"client": before.client, "token": before.token}
-        places = self.places
-        where = str(places.runtime_dir)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        try:
-            sock.settimeout(self.timeout)
-            sock.connect(places.socket_path("attach"))
-            sock.send(orjson.dumps(hello))
-            answer = sock.recv(_ANSWER_BYTES)
-            if not answer:
-                raise NoBroker(places.instance, where, "it hung up at once")
-            reply = orjson.loads(answer)
-            if "error" in reply:
-                raise from_wire(reply["error"])
-            sock.settimeout(None)
-            return Attachment.of(reply["ok"]), sock
-        except TimeoutError:
-            sock.close()
-            raise NoBroker(places.instance, where, f"no answer within {self.timeout:g} s") from None
-        except OSError as error:
-            sock.close()
-            reason = "" if isinstance(error, FileNotFoundError) else os.strerror(error.errno or 0)
-            raise NoBroker(places.instance, where, reason) from None
-        except BaseException:
-            sock.close()
-            raise
+    # --- maps -----------------------------------------------------------------------------
 
     def _map(self, suffix: str, kind: int, *, writable: bool = False) -> Mapping:
         found = self.open_object(suffix, kind, writable=writable)
@@ -297,7 +224,7 @@ class Connection:
                     _drain(self._wake_fd)
                     continue
                 try:
-                    message = self._socket.recv(_ANSWER_BYTES)
+                    message = self._socket.recv(MESSAGE_BYTES)
                 except OSError:
                     message = b""
                 if not message:
@@ -341,11 +268,11 @@ class Connection:
     def _reattach(self) -> None:
         before = self.attachment
         try:
-            attachment, sock = self._attach(before)
+            attachment, sock = attach(self.places, self.timeout, before)
         except NoBroker:
             raise
         except ShmbrokerError:  # the broker knows this client no more
-            attachment, sock = self._attach(None)
+            attachment, sock = attach(self.places, self.timeout, None)
         self.attachment = attachment
         try:
             with self._map_lock:
@@ -380,20 +307,18 @@ class Connection:
 
 
 def _drain(fd: int) -> None:
-    try:
+    with contextlib.suppress(BlockingIOError):
         os.eventfd_read(fd)
-    except BlockingIOError:
-        pass
-
-
-def _program_name() -> str:
-    try:
-        words = Path("/proc/self/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return "python"
-    return " ".join(word.decode(errors="replace") for word in words if word)[:200]
 
 
 _live: weakref.WeakSet[Connection] = weakref.WeakSet()
-_in_child: Callable[[], None] = lambda: [c._after_fork() for c in list(_live)] and None  # noqa: E731
+
+
+def _in_child() -> None:
+    for connection in list(_live):
+        connection._after_fork()
+
+
 os.register_at_fork(after_in_child=_in_child)
+
+__all__ = ["Connection", "Listener"]

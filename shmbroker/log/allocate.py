@@ -38,8 +38,8 @@ def next_end(allocated: int, needed: int, ceiling: int, free: int, unit: int) ->
     `ceiling` is the segment's full size, `free` what the disk has left for us. Pure.
     """
     needed = align_up(needed, unit)
-    step = min(max(allocated, STEP_MIN_BYTES), STEP_MAX_BYTES, align_down(free // 4, unit))
-    wanted = min(align_down(allocated, unit) + step, align_up(ceiling, unit))
+    step = min(max(allocated, STEP_MIN_BYTES), STEP_MAX_BYTES, free // 4)
+    wanted = min(align_down(allocated + step, unit), align_up(ceiling, unit))
     return max(needed, wanted)
 
 

@@ -75,8 +75,13 @@ class PartitionLog:
         self._indexes: dict[int, SegmentIndex] = {}
         self.segments = [self._make(base, found) for base in found.logs]
         point = found.checkpoint
-        # the checkpoint on disk says that appends may follow it
-        self._started = point is not None and not point.clean and self.recovery.state == "online"
+        # the checkpoint on disk says that appends of this epoch may follow it
+        self._started = (
+            point is not None
+            and not point.clean
+            and point.leader_epoch == self.leader_epoch
+            and self.recovery.state == "online"
+        )
 
     def _make(self, base: int, found: Recovered) -> Segment:
         segment = Segment(self.directory, base, self.io)
@@ -139,8 +144,8 @@ class PartitionLog:
             found,
             clock,
         )
-        if known_durable is None and log.recovery.state == "online":
-            log._finish_sealing()
+        if log.recovery.state == "online":  # the engine seals the one that it still writes
+            log._finish_sealing(None if known_durable is None else found.segment)
         return log
 
     # --- the active segment ---
@@ -167,8 +172,8 @@ class PartitionLog:
 
     def before_first_append(self) -> Segment:
         """To be called once before the engine writes. Returns the active segment, made if there was
-        none, after the clean marker is gone from disk. Raises PartitionReadOnly, DiskFull,
-        OSError."""
+        none, after the clean marker is gone from disk and the leader epoch is there. Raises
+        PartitionReadOnly, DiskFull, OSError."""
         self._refuse_readonly()
         if not self.segments:
             segment = Segment.create(self.directory, self.log_end_offset, self.io, self._now_ms())
@@ -206,6 +211,7 @@ class PartitionLog:
         assert base_offset > before.base_offset, "a segment holds a record at least"
         self.prepare_next()
         segment = self._next.become(base_offset, self._now_ms())
+        before.length = -1  # `seal` says it
         self.sealing.append(before)
         self.segments.append(segment)
         self.log_end_offset = max(self.log_end_offset, base_offset)
@@ -292,7 +298,10 @@ class PartitionLog:
         start offset, or None when nothing changed. The new start is durable before a file goes."""
         if self.recovery.state != "online" or len(self.segments) < 2:
             return None
-        sealed = [s for s in self.segments[:-1] if s not in self.sealing]
+        recovers_from = self._on_disk.segment if self._on_disk is not None else 0
+        sealed = [
+            s for s in self.segments[:-1] if s not in self.sealing and s.base_offset < recovers_from
+        ]
         count = retention.count_to_retire(
             [self._facts(n) for n in range(len(sealed))],
             sum(s.size for s in self.segments[len(sealed) :]),
@@ -451,13 +460,28 @@ class PartitionLog:
             segment.close()
             del self._indexes[segment.base_offset]
 
-    def _finish_sealing(self) -> None:
-        """Seals what was rolled before; the engine's last write there is durable."""
+    def _finish_sealing(self, before: int | None = None) -> None:
+        """Seals what was rolled (below base offset `before`), its last write being durable."""
         for segment in list(self.sealing):
-            if segment.allocated_bytes != segment.length:
-                following = next(s for s in self.segments if s.base_offset > segment.base_offset)
-                self._seal_files(segment, segment.length, following.base_offset)
+            if before is not None and segment.base_offset >= before:
+                continue
+            following = next(s for s in self.segments if s.base_offset > segment.base_offset)
+            length = segment.length
+            if length < 0:
+                length = self._find_length(segment, following.base_offset)
+            if segment.allocated_bytes != length:
+                self._seal_files(segment, length, following.base_offset)
+            segment.length = length
             self.sealing.remove(segment)
+
+    def _find_length(self, segment: Segment, end_offset: int) -> int:
+        """Where the batch before end_offset ends, for a segment nobody told us the length of."""
+        self._index(segment.base_offset).flush()
+        with SegmentReader(self.directory) as reader:
+            found = reader.locate(end_offset - 1)
+        assert found is not None, "its last write is durable"
+        assert found[0] == segment.base_offset
+        return found[1].position + found[1].size_bytes
 
     def _move_start(self, offset: int) -> None:
         self.log_start_offset = offset
@@ -470,7 +494,7 @@ class PartitionLog:
         return checkpoint.replace(
             point,
             log_start_offset=self.log_start_offset,
-            epochs=self.epoch_history,
+            epochs=epochs.retire(point.epochs, self.log_start_offset),
             sealing=self._sealing_lengths(),
         )
 
@@ -481,6 +505,8 @@ class PartitionLog:
         self, durable_offset: int, segment: Segment, position: int, *, clean: bool
     ) -> Checkpoint:
         self.epoch_history = epochs.retire(self.epoch_history, self.log_start_offset)
+        if segment is self.active:
+            segment.length = max(segment.length, position)
         return Checkpoint(
             topic_id=self.topic_id,
             partition=self.partition,

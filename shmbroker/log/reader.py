@@ -33,7 +33,6 @@ Limit = tuple[int, int]
 class _Open(NamedTuple):
     base_offset: int
     fd: int
-    size: int  # when it was opened; a segment that is being written grows
 
 
 class SegmentReader:
@@ -194,13 +193,11 @@ class SegmentReader:
     # --- files ---
 
     def _end_of(self, segment: _Open, limit: Limit | None) -> int:
-        if limit is None:
-            return _NO_LIMIT if segment.base_offset == self._bases[-1] else segment.size
-        if segment.base_offset > limit[0]:
-            return 0
-        if segment.base_offset == limit[0]:
-            return limit[1]
-        return segment.size
+        """Where reading must end. Elsewhere the file does it: by its end, by the zeros or the stale
+        batches behind its data. Its size tells nothing, as it is allocated ahead and cut later."""
+        if limit is None or segment.base_offset < limit[0]:
+            return _NO_LIMIT
+        return limit[1] if segment.base_offset == limit[0] else 0
 
     def _refresh(self) -> None:
         self._bases = names.list_directory(self.directory).logs
@@ -216,7 +213,7 @@ class SegmentReader:
             oldest = next(iter(self._open))
             os.close(self._open.pop(oldest).fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)  # twice as fast from a cold disk
-        segment = _Open(base, fd, os.fstat(fd).st_size)
+        segment = _Open(base, fd)
         self._open[base] = segment
         return segment
 

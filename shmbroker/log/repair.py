@@ -1,6 +1,6 @@
 """`shmbroker log repair`: cutting a damaged partition, after saying what that loses.
 
-Recovery never cuts where acknowledged records may be behind the damage (recovery.py); a person
+LogScan never cuts where acknowledged records may be behind the damage (recovery.py); a person
 decides. `plan_repair` reads and changes nothing. `execute` cuts there: later segments are
 unlinked, the segment is truncated, indexes follow, the leader epoch is raised in the checkpoint,
 and all of it is durable on return. The caller holds the data directory's lock, so no broker runs.
@@ -16,7 +16,7 @@ from shmbroker.errors import DamagedLog
 from shmbroker.log import checkpoint, epochs, names, recovery
 from shmbroker.log.index import SegmentIndex
 from shmbroker.log.iomode import IoMode
-from shmbroker.log.recovery import EPOCH_MAX, Failure, Place, Recovery
+from shmbroker.log.logscan import EPOCH_MAX, Failure, LogScan, Place, reading
 
 _REACH_BYTES = 4096  # nothing is in flight: what stands behind the failure counts as lost
 
@@ -119,8 +119,8 @@ def execute(plan: RepairPlan, topic_id: str, partition: int) -> None:
 
 def _examine(
     directory: str, whole: bool
-) -> tuple[Recovery, Place, Failure | None, checkpoint.Checkpoint | None]:
-    run = Recovery(
+) -> tuple[LogScan, Place, Failure | None, checkpoint.Checkpoint | None]:
+    run = LogScan(
         directory, IoMode("buffered"), write_reach_bytes=_REACH_BYTES, index_interval_bytes=4096
     )
     try:
@@ -142,7 +142,7 @@ def _examine(
 
 
 def _is_end(
-    run: Recovery, failure: Failure, max_epoch: int, point: checkpoint.Checkpoint | None
+    run: LogScan, failure: Failure, max_epoch: int, point: checkpoint.Checkpoint | None
 ) -> bool:
     """Whether a failure is just the log's end, or a torn tail that recovery cuts by itself."""
     if point is not None:
@@ -151,12 +151,12 @@ def _is_end(
     return not failure.damage
 
 
-def _count_lost(run: Recovery, failure: Failure, max_epoch: int) -> tuple[int, int, int]:
+def _count_lost(run: LogScan, failure: Failure, max_epoch: int) -> tuple[int, int, int]:
     """Valid batches behind the failure, the end offset of the last one, and the bytes cut."""
     place = failure.place
     batches, end, size = 0, place.offset, 0
     for n in range(place.n, len(run.logs)):
-        with recovery.reading(run.path(n)) as fd:
+        with reading(run.path(n)) as fd:
             length = os.fstat(fd).st_size
             at = place.position + 1 if n == place.n else 0
             size += max(0, length - at + (1 if n == place.n else 0))

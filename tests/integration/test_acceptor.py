@@ -22,9 +22,7 @@ from shmbroker.config import Places
 
 
 @pytest.fixture
-def places(
-    isolated_env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Places:
+def places(isolated_env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     monkeypatch.setenv("PYTHONPATH", f"{REPOSITORY}:{HERE}")
     return Places.find("t", data_dir=tmp_path / "broker")
 

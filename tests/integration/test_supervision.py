@@ -1,4 +1,4 @@
-"""Workers that die, hang, refuse: noticed, replaced, waited for, and stopped in order or at once."""
+"""Workers that die, hang, refuse: noticed, replaced, waited for, stopped in order or at once."""
 
 from __future__ import annotations
 
@@ -108,9 +108,7 @@ def test_a_writer_that_refuses_to_open_is_tried_again(broker: Broker) -> None:
         from shmbroker.config import load
         from shmbroker.workers import detached
 
-        detached.start(
-            broker.places, load(None), limit_s=1.5, writer_module="fake_writer"
-        )
+        detached.start(broker.places, load(None), limit_s=1.5, writer_module="fake_writer")
     peer = broker.peer()
     broker.pid = peer.ok["broker_pid"]
     assert "the fake refuses" in broker.log()

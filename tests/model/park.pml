@@ -37,7 +37,8 @@ bool asleep[N];
 byte owed; /* FUTEX_WAKEs that arms have not yet been paid with */
 byte deaths;
 
-#define MAY_DIE(where) if :: deaths < DEATHS -> deaths++; goto where :: true fi
+/* who dies is the first of its kind: the two are alike */
+#define MAY_DIE(where) if :: me == 0 && deaths < DEATHS -> deaths++; goto where :: true fi
 #define ARMED(w) ((w) % 2 == 1)
 #ifdef PLAIN_FLAG
 #define CLEARED(w) 0
@@ -72,8 +73,8 @@ attach:
             asleep[me] = (word == mine);                                                   /* W4 */
             if
             :: !asleep[me]
-            :: deaths < DEATHS -> deaths++; asleep[me] = false; goto attach
-            fi
+            :: me == 0 && deaths < DEATHS -> deaths++; asleep[me] = false; goto attach
+            fi;
 #ifdef NO_RECHECK
             if :: condition[me] >= want -> want++ :: else fi
 #endif

@@ -13,7 +13,7 @@
  *
  * Asserted: at most one write in flight; durable <= log end, also as other processes see it; nothing is
  * written across a roll or into the wrong file; in the end durable == log end (an assertion at rest, and
- * `ltl flushed` under weak fairness, which also excludes that flushers pass the token round for ever).
+ * `ltl flushed` in every execution, which also excludes that the token is passed round for ever).
  *
  * Broken on purpose: NO_SECOND_LOOK, NO_RELEASE_FENCE, NO_REQUEST_FENCE, PAIR_FIRST (the private log end
  * before the slot's), SILENT_HOUSEKEEPER (names the file and tells nobody), NO_REPLAY (the replacement

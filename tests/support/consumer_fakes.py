@@ -1,7 +1,7 @@
 """A broker for unit tests: the attach socket, the control channel and one writer's shared memory.
 
-No test is in here. The fake answers what docs/ARCHITECTURE.md says and stores what layout.h says; it
-shares no code with the real writer, so the two can't be wrong together.
+The fake answers what docs/ARCHITECTURE.md says and stores what layout.h says; it shares no code
+with the real writer, so the two can't be wrong together.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import mmap
 import os
 import select
 import socket
@@ -22,7 +21,7 @@ from typing import Any
 import zmq
 
 from shmbroker._core import batch, shm
-from shmbroker._core.reader import wake_all
+from shmbroker._core.reader import Mapping, wake_all
 from shmbroker.errors import ShmbrokerError, UnknownTopic
 from shmbroker.places import Places
 
@@ -57,12 +56,12 @@ class FakePartition:
 
     def __init__(self, broker: FakeBroker, number: int, directory: Path) -> None:
         self.broker, self.number, self.directory = broker, number, directory
-        self.slot = Slot.from_buffer(broker.table, shm.PAGE_BYTES + 512 * number)
+        self.slot = Slot.from_address(broker.table.address + shm.PAGE_BYTES + 512 * number)
         self.slot.slot_epoch = 1
         self.slot.state = shm.STATES.index("online")
         self.slot.disk_unit = UNIT
         self.capacity = 0
-        self.ring: mmap.mmap | None = None
+        self.ring: Mapping | None = None
         self.index_at = -1
         self.written: list[tuple[int, bytes]] = []  # segment base offset, batch
         self.segment = 0
@@ -72,43 +71,48 @@ class FakePartition:
         s = self.slot
         generation = ((s.generation >> 32) + 1) << 32 if recovered else s.generation
         generation += 1
-        made = self.broker.create(f"l0.{self.number}.{generation}", shm.KIND_LOG, shm.log_bytes(capacity))
-        old, old_capacity = self.ring, self.capacity
-        self.ring, self.capacity = mmap.mmap(made.fileno(), 0), capacity
+        made = self.broker.create(
+            f"l0.{self.number}.{generation}", shm.KIND_LOG, shm.log_bytes(capacity)
+        )
+        old = self.ring
+        self.ring, self.capacity = Mapping(made.name, made.fileno(), writable=True), capacity
         made.close()
-        first = s.durable_position // UNIT * UNIT
-        if old is not None:
-            for at in range(first, s.log_end_position):
-                self.ring[self._data(at)] = old[self._data(at, old_capacity)]
+        data = b"".join(raw for b, raw in self.written if b == s.flush_base_offset)
+        partial = (s.durable_position - s.flush_base_position) // UNIT * UNIT
+        self._store(s.flush_base_position + partial, data[partial:])
         s.index_head, self.index_at = 0, -1
         s.ring_bytes = capacity
         s.generation = generation
         if old is not None:
-            self.broker.unlink(f"l0.{self.number}.{generation - 1}")
-            old.close()
+            shm.unlink(old.name)
         self.ring_words()
 
-    def _data(self, position: int, capacity: int = 0) -> int:
-        capacity = capacity or self.capacity
-        return shm.log_bytes(capacity) - capacity + position % capacity
+    def _store(self, position: int, data: bytes) -> None:
+        """Into the ring, around its end if it must be."""
+        assert self.ring is not None
+        first = self.ring.address + shm.log_bytes(self.capacity) - self.capacity
+        for n, byte in enumerate(data):
+            ctypes.c_uint8.from_address(first + (position + n) % self.capacity).value = byte
 
     def append(self, *values: bytes | None, epoch: int = 0, **options: Any) -> int:
         """Appends one batch of values and rings; returns its base offset. Not durable yet."""
         s = self.slot
         assert self.ring is not None
         base = int(s.log_end_offset)
-        raw = batch.encode_values(list(values), 1000 + base, base_offset=base, leader_epoch=epoch, **options)
+        raw = batch.encode_values(
+            list(values), 1000 + base, base_offset=base, leader_epoch=epoch, **options
+        )
         at = int(s.log_end_position)
         if self.segment == base and self.written and self.written[-1][0] != base:
             at = (at + UNIT - 1) // UNIT * UNIT  # the first batch of a segment after a roll
             s.append_base_position, self.index_at = at, -1
         s.reserved_position = max(s.reserved_position, at + len(raw))
-        for i in range(0, len(raw)):
-            self.ring[self._data(at + i)] = raw[i]
+        self._store(at, raw)
         if self.index_at < 0 or at - self.index_at >= 4096:
             entries = 2 * (self.capacity // 4096)
             where = shm.PAGE_BYTES + 16 * (s.index_head % entries)
-            self.ring[where : where + 16] = base.to_bytes(8, "little") + at.to_bytes(8, "little")
+            entry = (u64 * 2).from_address(self.ring.address + where)
+            entry[0], entry[1] = base, at
             s.index_head += 1
             self.index_at = at
         self.written.append((self.segment, raw))
@@ -138,7 +142,7 @@ class FakePartition:
 
     def ring_words(self) -> None:
         """Wakes whoever waits."""
-        wake_all(self.broker.park_address)
+        wake_all(self.broker.park.address)
 
 
 class FakeBroker:
@@ -163,8 +167,8 @@ class FakeBroker:
         """Park words, the writer's table and its partitions, all of them new."""
         park = self.create("p", shm.KIND_PARK, shm.PARK_BYTES)
         table = self.create("w0", shm.KIND_WRITER, shm.table_bytes(64), slots=64)
-        self.park, self.table = mmap.mmap(park.fileno(), 0), mmap.mmap(table.fileno(), 0)
-        self.park_address = ctypes.addressof(u32.from_buffer(self.park))
+        self.park = Mapping(park.name, park.fileno(), writable=True)
+        self.table = Mapping(table.name, table.fileno(), writable=True)
         park.close()
         table.close()
         self.partitions = []
@@ -231,7 +235,6 @@ class FakeBroker:
         if self.thread.is_alive():
             self.kill()
         self.unlink_all()
-        del self.park, self.table, self.partitions  # with the descriptors that mmap keeps
 
     def _serve(self) -> None:
         poller = zmq.Poller()

@@ -23,7 +23,13 @@ REACH = 16 << 10  # of a write; what the tests write at once is smaller
 
 
 def batch(
-    offset: int, count: int = 3, *, epoch: int = 0, size: int = 100, timestamp: int = -1, **more: int
+    offset: int,
+    count: int = 3,
+    *,
+    epoch: int = 0,
+    size: int = 100,
+    timestamp: int = -1,
+    **more: int,
 ) -> bytes:
     """Records from `offset` on; timestamps are 1000 + offset unless given."""
     first = 1000 + offset if timestamp < 0 else timestamp
@@ -159,8 +165,8 @@ def read_all(path: Path, start: int = 0) -> bytes:
 MakeRig = Callable[..., Rig]
 
 
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[MakeRig]:
+@pytest.fixture(name="make")
+def make_fixture(tmp_path: Path) -> Iterator[MakeRig]:
     """Makes rigs in the test's directory and closes their files behind it."""
     rigs: list[Rig] = []
 

@@ -98,7 +98,7 @@ def test_attaching_maps_park_words_and_tables(fake: FakeBroker, connection: Conn
     table = connection.table(0)
     assert table is connection.table(0)
     seen = (ctypes.c_char * shm.PAGE_BYTES).from_address(table.address)
-    assert seen.raw == fake.table[: shm.PAGE_BYTES]
+    assert seen.raw == (ctypes.c_char * shm.PAGE_BYTES).from_address(fake.table.address).raw
     maps = Path("/proc/self/maps").read_text().splitlines()
     rights = {line.split()[1] for line in maps if f"{table.address:x}-" in line}
     assert rights == {"r--s"}
@@ -326,8 +326,7 @@ def test_a_forked_child_does_not_hide_the_parents_death(fake: FakeBroker) -> Non
 
 
 def test_a_client_that_nobody_closed_warns(fake: FakeBroker, connection: Connection) -> None:
-    client = Client(connection)
+    clients = [Client(connection)]
     with pytest.warns(ResourceWarning, match="unclosed"):
-        del client
-        gc.collect()
+        clients.clear()
     assert connection.closed

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from aiokafka.record.memory_records import MemoryRecords as AiokafkaMemoryRecords
-from log_rig import TOPIC_ID, MakeRig, Rig, batch, make, read_all  # noqa: F401
+from log_rig import TOPIC_ID, MakeRig, Rig, batch, make_fixture, read_all  # noqa: F401
 
 from shmbroker._core.batch import batch_headers
 from shmbroker.errors import DiskFull, OffsetOutOfRange
@@ -164,6 +164,35 @@ def test_fetch_follows_a_segment_that_grows_and_rolls(make: MakeRig) -> None:
         assert reader.fetch(6) == rig.batches[2][2]
 
 
+def test_fetch_goes_past_what_was_allocated_when_the_segment_was_opened(make: MakeRig) -> None:
+    rig = make(TopicSettings(segment_bytes=8 << 20))
+    rig.append(3)
+    with SegmentReader(str(rig.path)) as reader:
+        assert reader.fetch(0) == rig.batches[0][2]
+        for _ in range(30):
+            rig.append(50, size=1000)
+        assert rig.active.allocated_bytes > 1 << 20
+        rig.roll()
+        rig.append(3)
+        offset = 3
+        while data := reader.fetch(offset, 100_000, (rig.active.base_offset, rig.position)):
+            offset = list(batch_headers(data))[-1].last_offset + 1
+        assert offset == rig.offset
+
+
+def test_a_clean_close_seals_what_the_engine_had_not_sealed_yet(make: MakeRig) -> None:
+    rig = make(SMALL)
+    rig.append(5, 5, size=1000)
+    length = rig.position
+    rig.roll(seal=False)
+    rig.append(5)
+    rig.close()
+    assert rig.file(0).stat().st_size == length
+    log = rig.open(begin=False)
+    assert log.recovery.clean
+    assert rig.content() == rig.written()
+
+
 def test_fetch_below_the_first_segment_says_so(make: MakeRig) -> None:
     rig = make(SMALL)
     fill(rig)
@@ -188,7 +217,8 @@ def test_a_wrong_index_costs_time_and_no_data(make: MakeRig, damage: str) -> Non
     elif damage == "shifted":
         path.write_bytes(
             b"".join(
-                data[n : n + 4] + (int.from_bytes(data[n + 4 : n + 8], "big") + 7).to_bytes(4, "big")
+                data[n : n + 4]
+                + (int.from_bytes(data[n + 4 : n + 8], "big") + 7).to_bytes(4, "big")
                 for n in range(0, len(data), 8)
             )
         )
@@ -256,7 +286,7 @@ def test_a_retired_segment_becomes_the_next_one(make: MakeRig) -> None:
     rig.log.retire(0, rig.offset)
     assert len(list(rig.path.glob("recycled-*.log.free"))) == 2
     rig.roll()
-    assert rig.active.path and os.stat(rig.active.path).st_ino in inodes
+    assert os.stat(rig.active.path).st_ino in inodes
     rig.append(5)
     assert read_all(rig.path, 150) == b"".join(data for _, _, data in rig.batches[30:])
 
@@ -422,9 +452,7 @@ def test_describe_names_every_segment(make: MakeRig) -> None:
     fill(rig, segments=1)
     told = rig.log.describe()
     assert [s["state"] for s in told["segments"]] == ["sealed", "active"]
-    assert told["disk_bytes"] == rig.log.disk_bytes() >= sum(
-        s["bytes"] for s in told["segments"]
-    )
+    assert told["disk_bytes"] == rig.log.disk_bytes() >= sum(s["bytes"] for s in told["segments"])
     assert batch(0) != b""
 
 

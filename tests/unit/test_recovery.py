@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from log_rig import REACH, TOPIC_ID, MakeRig, batch, make, read_all  # noqa: F401
+from log_rig import REACH, TOPIC_ID, MakeRig, batch, make_fixture, read_all  # noqa: F401
 
 from shmbroker._core.batch import batch_headers
 from shmbroker.errors import (
@@ -81,6 +81,23 @@ def test_recovery_finds_all_that_was_written_and_raises_the_epoch(make: MakeRig)
     assert log.end_offset_for_epoch(0) == (0, sum(range(1, 40)))
     assert log.end_offset_for_epoch(1) == (1, sum(range(1, 40)) + 7)
     assert log.end_offset_for_epoch(9) == (-1, -1)
+
+
+def test_with_nothing_to_cut_the_epoch_is_raised_on_disk_by_the_first_append(
+    make: MakeRig,
+) -> None:
+    rig = make()
+    rig.append(5)
+    rig.crash()
+    before = tree(rig.path)
+    for _ in range(2):  # as often as it crashes before it appends
+        log = rig.open(begin=False)
+        assert (log.leader_epoch, log.log_end_offset) == (1, 5)
+        assert tree(rig.path) == before
+    log.before_first_append()
+    point = checkpoint.load(str(rig.path))
+    assert point is not None
+    assert (point.leader_epoch, point.epochs, point.durable_offset) == (1, ((0, 0), (1, 5)), 5)
 
 
 def test_recovery_reads_from_the_checkpoint_on_and_nothing_else(make: MakeRig) -> None:
@@ -180,7 +197,9 @@ def test_a_valid_batch_in_a_later_segment_makes_a_failure_damage(make: MakeRig) 
     assert [s.base_offset for s in log.segments] == [0]
 
 
-def test_a_torn_tail_before_a_named_but_unwritten_segment_is_cut_and_that_unlinked(make: MakeRig) -> None:
+def test_a_torn_tail_before_a_named_but_unwritten_segment_is_cut_and_that_unlinked(
+    make: MakeRig,
+) -> None:
     rig = make()
     rig.append(5)
     end = rig.position
@@ -272,7 +291,9 @@ def test_known_durable_scans_exactly_there_and_changes_no_log(make: MakeRig) -> 
     assert rig.log.log_end_offset == 5
 
 
-def test_known_durable_with_a_roll_under_way_keeps_the_rolled_segment_unsealed(make: MakeRig) -> None:
+def test_known_durable_with_a_roll_under_way_keeps_the_rolled_segment_unsealed(
+    make: MakeRig,
+) -> None:
     rig = make()
     rig.append(5)
     durable = rig.position

@@ -1,0 +1,31 @@
+"""The cases of the core, one file a figure (or a few that share their set-up)."""
+
+from typing import Final
+
+from shmbroker.perf.case import Case
+from shmbroker.perf.cases import (
+    consume,
+    durable_one,
+    idle,
+    many_partitions,
+    recovery,
+    round_trip,
+    send_loop,
+    send_many,
+    startup,
+)
+
+#: In the order of the issue's table.
+ALL: Final[tuple[Case, ...]] = (
+    *send_many.CASES,
+    *send_loop.CASES,
+    *round_trip.CASES,
+    *durable_one.CASES,
+    *consume.CASES,
+    *startup.CASES,
+    *recovery.CASES,
+    *idle.CASES,
+    *many_partitions.CASES,
+)
+
+__all__ = ["ALL"]

@@ -1,0 +1,92 @@
+"""The machine that a run is about: cores, kernel, file system, device, versions; and pinning."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import shmbroker
+
+
+def pin_bench(cores: int) -> list[int]:
+    """Keeps this process, and all that it starts, on the first `cores` cores it may use."""
+    allowed = sorted(os.sched_getaffinity(0))
+    chosen = allowed[:cores] if cores else allowed
+    os.sched_setaffinity(0, chosen)
+    return chosen
+
+
+def about(directory: Path) -> dict[str, Any]:
+    """What the report says of the machine and of what runs on it."""
+    mount = _mount_of(directory)
+    device = directory.stat().st_dev
+    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    packages = ("cython", "pyzmq", "cramjam", "posix-ipc", "psutil")
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "cores_used": sorted(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+        "shm_free_bytes": shutil.disk_usage("/dev/shm").free,
+        "load": [round(load, 2) for load in os.getloadavg()],
+        "kernel": platform.release(),
+        "file_system": mount.fstype if mount else "unknown",
+        "mount_options": mount.opts if mount else "",
+        "device": mount.device if mount else "unknown",
+        "scheduler": _text(block / "queue" / "scheduler"),
+        "rotational": _text(block / "queue" / "rotational") == "1",
+        "write_cache": _text(block / "queue" / "write_cache"),
+        "python": platform.python_version(),
+        "shmbroker": shmbroker.__version__,
+        "packages": {name: metadata.version(name) for name in packages if _installed(name)},
+    }
+
+
+def line(found: dict[str, Any]) -> str:
+    """The same in one line."""
+    used = len(found["cores_used"])
+    load = found["load"][0]
+    return (
+        f"{found['cpu']}, {used} of {found['cores']} cores used, "
+        f"{found['memory_bytes'] / (1 << 30):.0f} GiB; Linux {found['kernel']}; "
+        f"{found['file_system']} on {found['device']} (write cache: {found['write_cache'] or '?'}, "
+        f"scheduler: {found['scheduler'] or '?'}); Python {found['python']}, "
+        f"shmbroker {found['shmbroker']}; load before the run {load:g}"
+    )
+
+
+def _mount_of(directory: Path) -> Any:
+    parents = {str(path) for path in (directory.resolve(), *directory.resolve().parents)}
+    mounts = [m for m in psutil.disk_partitions(all=True) if m.mountpoint in parents]
+    return max(mounts, key=lambda m: len(m.mountpoint), default=None)
+
+
+def _cpu_model() -> str:
+    for text in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if text.startswith("model name"):
+            return text.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+__all__ = ["about", "line", "pin_bench"]

@@ -1,0 +1,86 @@
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from typing_extensions import Buffer
+
+_Headers = Mapping[str, Buffer | None] | Iterable[tuple[str, Buffer | None]]
+
+DEFAULT_RING_BYTES: Final[int]
+DEFAULT_SLOTS: Final[int]
+
+class RecordMetadata(NamedTuple):
+    topic: str
+    partition: int
+    offset: int | None  # None with acks="none"
+    timestamp: int  # ms since 1970
+
+class ManyMetadata(NamedTuple):
+    topic: str
+    count: int  # records
+    base_offsets: dict[int, int | None]  # by partition: of the first record there
+    counts: dict[int, int]  # by partition: records
+
+class Receipt:
+    def done(self) -> bool: ...
+    def result(self, timeout: float | None = None) -> RecordMetadata: ...
+    def exception(self, timeout: float | None = None) -> Exception | None: ...
+
+class ManyReceipt:
+    @property
+    def count(self) -> int: ...
+    def __len__(self) -> int: ...
+    def done(self) -> bool: ...
+    def result(self, timeout: float | None = None) -> ManyMetadata: ...
+    def exception(self, timeout: float | None = None) -> Exception | None: ...
+
+class Outlets:
+    connection: Final[Any]
+    def __init__(self, connection: Any, ring_bytes: int = ..., slots: int = ...) -> None: ...
+    def on_gone(self) -> None: ...
+    def on_reattached(self, adopted: bool) -> None: ...
+    def counters(self) -> dict[int, dict[str, int]]: ...
+
+class Sender:
+    connection: Final[Any]
+    def __init__(
+        self,
+        connection: Any,
+        metadata: Any,
+        outlets: Outlets,
+        *,
+        acks: str,
+        compression: str | None,
+        linger_ms: int,
+        max_block_ms: int,
+        delivery_timeout_ms: int,
+        idempotent: bool,
+        batch_bytes: int,
+    ) -> None: ...
+    @property
+    def forked(self) -> bool: ...
+    def check(self) -> None: ...
+    def close(self) -> None: ...
+    def flush(self, timeout: float | None = None) -> bool: ...
+    def publish(self) -> None: ...
+    def failures(self) -> tuple[int, BaseException | None]: ...
+
+class ProducerBase:
+    def _begin(self, sender: Sender) -> None: ...
+    def send(
+        self,
+        topic: str,
+        value: Buffer | None,
+        key: Buffer | None = None,
+        headers: _Headers | None = None,
+        partition: int | None = None,
+        timestamp: int | datetime | None = None,
+    ) -> Receipt: ...
+    def send_many(
+        self,
+        topic: str,
+        values: Sequence[Buffer | None],
+        keys: Sequence[Buffer | None] | None = None,
+        partition: int | None = None,
+        timestamps: Sequence[int | datetime] | None = None,
+    ) -> ManyReceipt: ...

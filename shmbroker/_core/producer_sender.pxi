@@ -1,0 +1,497 @@
+# One producer's lanes and the slow ways around them: opening, blocking, compressing, flushing. Included
+# by producer.pyx. A Sender outlives its Producer as long as receipts need it.
+
+
+@cython.final
+cdef class Lanes:
+    """A topic's partitions as one producer fills them."""
+
+    def __cinit__(self, Sender sender, info):
+        self._generation = shmb_fork_generation
+        self.sender = sender
+        self.name = info.name
+        self.max_bytes = int(info.config.get("max.message.bytes", _DEFAULT_MAX_BYTES))
+        self.partitions = len(info.partitions)
+        self.lanes = <shmb_lane **>calloc(max(self.partitions, 1), sizeof(shmb_lane *))
+        if self.lanes == NULL:
+            raise MemoryError()
+        self.sticky = <int32_t>(rand_r(&_seed) % self.partitions)
+
+    def __dealloc__(self):
+        cdef int32_t p
+        cdef shmb_lane *lane
+        cdef shmb_outlet *o
+        if self._generation != shmb_fork_generation or self.lanes == NULL:
+            return
+        for p in range(self.partitions):
+            lane = self.lanes[p]
+            if lane != NULL:
+                _forget(lane)
+                shmb_lane_release(lane)
+        free(self.lanes)
+
+    cdef int32_t choose(self, const shmb_item *item):
+        cdef shmb_lane *lane
+        if item.key_bytes >= 0:
+            return shmb_partition_for_key(item.key, item.key_bytes, self.partitions)
+        if self.partitions > 1:
+            lane = self.lanes[self.sticky]
+            if lane != NULL and lane.open == NULL:  # its batch is sealed: another partition's turn
+                self.sticky = <int32_t>(rand_r(&_seed) % self.partitions)
+        return self.sticky
+
+    cdef int grow(self) except -1:
+        """Asks whether the topic has got more partitions."""
+        cdef int32_t n
+        cdef void *more
+        self.sender.metadata.forget(self.name)
+        n = len(self.sender.metadata.get(self.name).partitions)
+        with self.sender.outlets.mutex:
+            if n > self.partitions:
+                more = realloc(self.lanes, n * sizeof(shmb_lane *))
+                if more == NULL:
+                    raise MemoryError()
+                self.lanes = <shmb_lane **>more
+                for p in range(self.partitions, n):
+                    self.lanes[p] = NULL
+                self.partitions = n
+        return 0
+
+    cdef shmb_lane *lane(self, int32_t partition) except NULL:
+        """The lane, opened at its first use; asked for again where a receipt said it has moved."""
+        cdef shmb_lane *lane = self.lanes[partition]
+        cdef Sender sender = self.sender
+        cdef Outlets outlets = sender.outlets
+        if lane != NULL and not lane.stale:
+            return lane
+        with outlets.mutex:
+            lane = self.lanes[partition]
+            if lane != NULL:
+                if lane.stale:
+                    self.find_again(lane, partition)
+                return lane
+            if shmb_observe32(outlets.epoch) != outlets.confirmed:
+                outlets.confirm(None)
+            info = sender.metadata.partition(self.name, partition)
+            if sender.idempotent and sender.producer_id < 0:
+                sender.producer_id = sender.connection.request("init_producer")["producer_id"]
+            outlet = outlets.get(info.writer)
+            lane = <shmb_lane *>calloc(1, sizeof(shmb_lane))
+            if lane == NULL:
+                raise MemoryError()
+            shmb_poke32(&lane.refs, 1)
+            lane.partition = partition
+            lane.acks = sender.acks
+            lane.codec = sender.codec
+            lane.linger_ticks = sender.linger_ms * 1000 * shmb_ticks_per_us
+            lane.producer_id = sender.producer_id if sender.idempotent else -1
+            lane.failed_epoch = -1
+            _place(self, lane, info, outlet, False)
+            self.lanes[partition] = lane
+            return lane
+
+    cdef int find_again(self, shmb_lane *lane, int32_t partition) except -1:
+        self.sender.metadata.forget(self.name)
+        lane.stale = 0
+        info = self.sender.metadata.partition(self.name, partition)  # UnknownTopic: it was deleted
+        outlet = self.sender.outlets.get(info.writer)
+        if info.slot != lane.slot_index or info.slot_epoch != lane.slot_epoch or outlet.o != lane.out:
+            while not shmb_lane_move_begin(lane):
+                with nogil:
+                    shmb_lane_wait_busy(lane)
+            _place(self, lane, info, outlet, True)
+            lane.epoch += 1
+            lane.sequence = 0
+            shmb_lane_move_end(lane)
+        return 0
+
+
+cdef _forget(shmb_lane *lane):
+    """Drops what a lane holds of its batches; an open one is published if there is room."""
+    cdef shmb_pbatch *b
+    cdef shmb_outlet *o
+    shmb_lane_flush(lane)
+    o = shmb_lane_lock(lane)
+    b = lane.last
+    lane.last = NULL
+    if b != NULL:
+        shmb_pbatch_release(b)
+    while lane.failed != NULL:
+        b = lane.failed
+        lane.failed = b.next
+        shmb_pbatch_release(b)
+    lane.failed_last = NULL
+    while lane.waiting != NULL:
+        b = lane.waiting
+        lane.waiting = b.next
+        shmb_pbatch_release(b)
+    lane.waiting_last = NULL
+    shmb_unlock(&o.lock)
+
+
+@cython.final
+cdef class Sender:
+    """One producer's state, shared with its receipts."""
+
+    def __init__(self, connection, metadata, Outlets outlets, *, acks, compression, linger_ms, max_block_ms,
+                 delivery_timeout_ms, idempotent, batch_bytes):
+        self.generation = shmb_fork_generation
+        self.connection = connection
+        self.metadata = metadata
+        self.outlets = outlets
+        self.topics = {}
+        self.last_name = None
+        self.acks = _ACKS[acks]
+        self.codec = CODECS.index(compression or "none")
+        self.idempotent = idempotent
+        self.producer_id = -1
+        self.batch_bytes = batch_bytes
+        self.linger_ms = linger_ms
+        self.max_block_ns = max_block_ms * 1_000_000
+        self.delivery_ns = delivery_timeout_ms * 1_000_000
+        outlets.states.add(self)
+        interval = max(50, min(1000, linger_ms * 500))
+        if interval < shmb_peek32(&shmb_tender.interval_us):
+            shmb_poke32(&shmb_tender.interval_us, interval)
+        if self.codec:
+            _compressing.add(self)
+
+    cdef int usable(self) except -1:
+        if self.generation != shmb_fork_generation or shmb_peek32(&self.closed):
+            _unusable(self)
+        return 0
+
+    def check(self):
+        """ForkedError in a forked child, ClosedError after close()."""
+        self.usable()
+
+    @property
+    def forked(self):
+        """Whether this is a forked child of the process that made it."""
+        return self.generation != shmb_fork_generation
+
+    def close(self):
+        """No more records; ends the waits of other threads' send()."""
+        if self.generation != shmb_fork_generation:
+            return
+        shmb_publish32(&self.closed, 1)
+        if not self.connection.closed:
+            self.connection.wake_all()
+
+    cdef Lanes topic(self, str name):
+        found = self.topics.get(name)
+        if found is None:
+            if name is None:
+                raise TypeError("topic is None, expected str")
+            found = self.topics.setdefault(name, Lanes(self, self.metadata.get(name)))
+        self.last = found
+        self.last_name = name
+        return found
+
+    # ---- Waiting ----
+
+    cdef int waited(self, int why, shmb_lane *lane, int64_t deadline_ns) except -1:
+        """What a wait's end means: 1 look again, 0 the deadline has passed."""
+        if why == SHMB_WAIT_SIGNAL:
+            PyErr_CheckSignals()
+        elif why == SHMB_WAIT_TIMEOUT:
+            return 0
+        elif why == SHMB_WAIT_CLOSED:
+            raise errors.ClosedError("this producer was closed while the call waited")
+        elif why == SHMB_WAIT_GONE:
+            try:
+                self.outlets.confirm(_left_s(deadline_ns))
+            except errors.TimedOut:
+                if shmb_now_ns() < deadline_ns:
+                    raise
+                return 0
+        return 1
+
+    cdef int settle(self, shmb_pbatch *b, int64_t deadline_ns) except -1:
+        """Seals the batch if need be and waits for its outcome: 1 settled, 0 the deadline has passed."""
+        cdef shmb_look look
+        cdef shmb_waiter w
+        cdef shmb_lane *lane = b.lane
+        cdef int why
+        cdef bint compress_it
+        w.epoch = self.outlets.epoch
+        w.closed = NULL
+        w.deadline_ns = deadline_ns
+        while True:
+            why = SHMB_WAIT_OK
+            compress_it = False
+            w.epoch_seen = self.outlets.confirmed
+            w.spin_ns = SPIN_NS
+            look.put = SHMB_PUT_OK
+            look.detached = 0
+            with nogil:
+                shmb_pbatch_look(b, True, &look)
+                if shmb_pbatch_settled(b):
+                    pass
+                elif look.detached:
+                    pass
+                elif look.state == SHMB_PB_OPEN:
+                    if look.put == SHMB_PUT_NO_ROOM:
+                        why = shmb_wait_progress(look.back, look.word, look.tail, look.receipts, &w)
+                    elif look.put == SHMB_PUT_BUSY:
+                        shmb_lane_wait_busy(lane)
+                elif look.state == SHMB_PB_PUBLISHED:
+                    why = shmb_wait_receipt(look.back, look.word, look.frame_seq, &w)
+                else:
+                    if SPIN_DURABLE_NS:
+                        w.spin_ns = SPIN_DURABLE_NS
+                    why = shmb_wait_durable(lane.slot, lane.durable_word, look.end_position, look.generation, &w)
+            if shmb_pbatch_settled(b):
+                return 1
+            if look.detached:
+                self.detached(look.out)
+            elif look.put == SHMB_PUT_COMPRESS:
+                self.compress(lane)
+            elif look.put == SHMB_PUT_NEW_ID:
+                self.new_id(lane)
+            elif not self.waited(why, lane, deadline_ns):
+                return shmb_pbatch_settled(b)
+
+    cdef int unblock(self, int put, Lanes topic, shmb_lane *lane, uint64_t tail, uint64_t receipts,
+                     int64_t deadline_ns) except -1:
+        """Does what `put` asks for, so that the caller can try again; BufferFull at the deadline."""
+        cdef shmb_waiter w
+        cdef int why
+        cdef shmb_outlet *o = lane.out
+        if put == SHMB_PUT_NO_ROOM:
+            w.epoch = self.outlets.epoch
+            w.epoch_seen = self.outlets.confirmed
+            w.closed = &self.closed
+            w.deadline_ns = deadline_ns
+            w.spin_ns = SPIN_NS
+            with nogil:
+                why = shmb_wait_progress(o.ring.back, o.ring.word, tail, receipts, &w)
+            if not self.waited(why, lane, deadline_ns):
+                raise errors.BufferFull(
+                    f"the ring to the writer of {topic.name}-{lane.partition} stayed full for max_block_ms "
+                    f"({self.max_block_ns // 1_000_000}){_why_blocked(lane)}; the record was not taken")
+        elif put == SHMB_PUT_BUSY:
+            with nogil:
+                shmb_lane_wait_busy(lane)
+        elif put == SHMB_PUT_COMPRESS:
+            self.compress(lane)
+        elif put == SHMB_PUT_NEW_ID:
+            self.new_id(lane)
+        elif put == SHMB_PUT_DETACHED:
+            self.detached(o)
+        elif put == SHMB_PUT_TOO_LARGE:
+            self.enlarge(topic, lane)
+        elif put == SHMB_PUT_NO_MEMORY:
+            raise MemoryError("no memory for a batch")
+        return 0
+
+    cdef int send_slow(self, Lanes topic, shmb_lane *lane, const shmb_item *item, shmb_put rc,
+                       shmb_pbatch **pb, int32_t *index) except -1:
+        """Until the record is in a batch. The caller owns one Python reference to it."""
+        cdef int64_t deadline_ns = shmb_now_ns() + self.max_block_ns
+        cdef uint64_t tail = 0, receipts = 0
+        cdef shmb_put after = SHMB_PUT_OK
+        cdef bint first = True
+        while True:
+            if rc == SHMB_PUT_OK:
+                if after > SHMB_PUT_NO_ROOM:
+                    self.after_slow(topic, lane, after)
+                return 0
+            if not first or rc != SHMB_PUT_NO_ROOM:
+                self.unblock(rc, topic, lane, tail, receipts, deadline_ns)
+                self.usable()
+            first = False
+            tail = shmb_observe(&lane.out.ring.back.tail)
+            receipts = shmb_observe(&lane.out.ring.back.receipts)
+            rc = shmb_lane_send(lane, item, pb, index, &after)
+
+    cdef int after_slow(self, Lanes topic, shmb_lane *lane, shmb_put after) except -1:
+        """The record is taken; its batch wants to be sealed and needs Python for it."""
+        if after == SHMB_PUT_COMPRESS:
+            self.compress(lane)
+            shmb_lane_flush(lane)  # without room it stays open: the client thread, or the next send
+        elif after == SHMB_PUT_NEW_ID:
+            self.new_id(lane)
+        return 0
+
+    # ---- What needs Python ----
+
+    cdef int compress(self, shmb_lane *lane) except -1:
+        """Compresses the open batch, so that it can be sealed."""
+        cdef shmb_outlet *o = shmb_lane_lock(lane)
+        cdef uint8_t *records
+        cdef Py_ssize_t n
+        cdef bytes packed = None
+        if lane.open == NULL or lane.open.count == 0 or lane.compressed or shmb_peek32(&lane.busy):
+            shmb_unlock(&o.lock)
+            return 0
+        shmb_lane_hold_open(lane)
+        records = lane.base + SHMB_BATCH_HEADER_BYTES
+        n = lane.at - records
+        shmb_unlock(&o.lock)
+        try:
+            packed = compress(self.codec, PyBytes_FromStringAndSize(<char *>records, n))
+            if PyBytes_GET_SIZE(packed) >= n:
+                packed = None
+        finally:
+            o = shmb_lane_lock(lane)
+            if packed is None:
+                shmb_lane_pack(lane, NULL, 0)
+            else:
+                shmb_lane_pack(lane, PyBytes_AS_STRING(packed), <uint32_t>PyBytes_GET_SIZE(packed))
+            shmb_unlock(&o.lock)
+            shmb_lane_wake_busy(lane)
+        return 0
+
+    cdef tend(self):
+        """On the client thread, with the GIL: what the linger has run out for."""
+        cdef Lanes topic
+        cdef int32_t p
+        cdef shmb_lane *lane
+        if self.generation != shmb_fork_generation:
+            return
+        for topic in list(self.topics.values()):
+            for p in range(topic.partitions):
+                lane = topic.lanes[p]
+                if lane != NULL and lane.open != NULL and lane.codec:
+                    self.compress(lane)
+                    shmb_lane_flush(lane)
+
+    cdef int new_id(self, shmb_lane *lane) except -1:
+        """The epochs of this producer id are used up in this partition."""
+        cdef int64_t producer_id = self.connection.request("init_producer")["producer_id"]
+        cdef shmb_outlet *o = shmb_lane_lock(lane)
+        if lane.epoch > 32767:
+            lane.producer_id = producer_id
+            lane.epoch = 0
+            lane.sequence = 0
+            lane.failed_epoch = -1
+        shmb_unlock(&o.lock)
+        return 0
+
+    cdef int detached(self, shmb_outlet *o) except -1:
+        """The writer has dropped the ring: what is in it fails, later records get a new one."""
+        cdef Outlet outlet
+        with self.outlets.mutex:
+            for outlet in list(self.outlets.by_writer.values()):
+                if outlet.o == o:
+                    self.outlets._move([outlet], False, 0)
+        return 0
+
+    cdef int enlarge(self, Lanes topic, shmb_lane *lane) except -1:
+        """A ring of which half holds the largest batch of the topic."""
+        cdef Outlet outlet
+        cdef uint64_t capacity = 1 << 16
+        while capacity // 2 - sizeof(shmb_frame) < topic.max_bytes:
+            capacity *= 2
+        with self.outlets.mutex:
+            for outlet in list(self.outlets.by_writer.values()):
+                if outlet.o == lane.out and outlet.o.ring.capacity < capacity:
+                    self.outlets._move([outlet], False, capacity)
+        return 0
+
+    # ---- Flushing ----
+
+    cdef int seal(self, Lanes topic, shmb_lane *lane, int64_t deadline_ns) except -1:
+        """Publishes the open batch, waiting for room: 1 done, 0 the deadline has passed."""
+        cdef shmb_put rc
+        cdef uint64_t tail, receipts
+        while True:
+            tail = shmb_observe(&lane.out.ring.back.tail)
+            receipts = shmb_observe(&lane.out.ring.back.receipts)
+            rc = shmb_lane_flush(lane)
+            if rc == SHMB_PUT_OK:
+                return 1
+            if shmb_now_ns() >= deadline_ns:
+                return 0
+            try:
+                self.unblock(rc, topic, lane, tail, receipts, deadline_ns)
+            except errors.BufferFull:
+                return 0
+
+    def flush(self, timeout=None):
+        """Publishes every open batch and waits until everything sent before is settled.
+
+        Returns whether it is; raises BrokerGone, ClosedError. Failures are `failures`' to report.
+        """
+        cdef Lanes topic
+        cdef int32_t p
+        cdef shmb_lane *lane
+        cdef shmb_pbatch *b
+        cdef shmb_outlet *o
+        cdef int done
+        cdef int64_t deadline_ns = shmb_now_ns() + self.delivery_ns if timeout is None else _deadline(timeout)
+        if self.generation != shmb_fork_generation:
+            raise errors.ForkedError("this producer")
+        for topic in list(self.topics.values()):
+            for p in range(topic.partitions):
+                lane = topic.lanes[p]
+                if lane != NULL and lane.open != NULL and not self.seal(topic, lane, deadline_ns):
+                    return False
+        for topic in list(self.topics.values()):
+            for p in range(topic.partitions):
+                lane = topic.lanes[p]
+                while lane != NULL:
+                    o = shmb_lane_lock(lane)
+                    shmb_outlet_drain(o)
+                    shmb_lane_settle(lane)
+                    b = lane.last
+                    if b == NULL or shmb_pbatch_settled(b):
+                        b = lane.waiting_last
+                    if b != NULL:
+                        shmb_pbatch_hold(b)
+                    shmb_unlock(&o.lock)
+                    if b == NULL:
+                        break
+                    try:
+                        done = self.settle(b, deadline_ns)
+                    finally:
+                        shmb_pbatch_release(b)
+                    if not done:
+                        return False
+        return True
+
+    def publish(self):
+        """Publishes what is open as far as there is room; waits for nothing."""
+        cdef Lanes topic
+        cdef int32_t p
+        if self.generation != shmb_fork_generation:
+            return
+        for topic in list(self.topics.values()):
+            for p in range(topic.partitions):
+                if topic.lanes[p] != NULL and topic.lanes[p].open != NULL:
+                    if self.codec:
+                        self.compress(topic.lanes[p])
+                    shmb_lane_flush(topic.lanes[p])
+
+    def failures(self):
+        """(count, first cause) of failed records that nobody has looked at, once; (0, None)."""
+        cdef Lanes topic
+        cdef int32_t p
+        cdef shmb_lane *lane
+        cdef shmb_pbatch *b
+        cdef shmb_outlet *o
+        count, first = 0, None
+        for topic in list(self.topics.values()):
+            for p in range(topic.partitions):
+                lane = topic.lanes[p]
+                if lane == NULL:
+                    continue
+                while True:
+                    o = shmb_lane_lock(lane)
+                    b = lane.failed
+                    if b != NULL:
+                        lane.failed = b.next
+                        if lane.failed == NULL:
+                            lane.failed_last = NULL
+                        unlooked = b.unlooked
+                        b.unlooked = 0
+                    shmb_unlock(&o.lock)
+                    if b == NULL:
+                        break
+                    if unlooked:
+                        count += unlooked
+                        if first is None:
+                            first = _error_of(b, topic)
+                    shmb_pbatch_release(b)
+        return count, first

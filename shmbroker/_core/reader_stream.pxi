@@ -1,0 +1,297 @@
+# Part of reader.pyx: how a consumer waits, and the stream of its records.
+
+# ---- Waiting ----
+
+
+cdef struct Watch:
+    const shmb_slot *slot
+    const shmb_a64 *end                # what must pass `position`
+    int64_t position
+    uint64_t generation
+    uint32_t slot_epoch
+    uint32_t state
+
+
+cdef bint any_ready(const Watch *w, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        if (<int64_t>shmb_observe(w[i].end) > w[i].position
+                or shmb_observe32(&w[i].slot.state) != w[i].state
+                or shmb_observe(&w[i].slot.generation) != w[i].generation
+                or shmb_observe32(&w[i].slot.slot_epoch) != w[i].slot_epoch):
+            return True
+    return False
+
+
+cdef bint awake(const Watch *w, Py_ssize_t n, shmb_a32 *epoch, uint32_t seen,
+                shmb_a32 *stop) noexcept nogil:
+    return shmb_observe32(epoch) != seen or shmb_observe32(stop) != 0 or any_ready(w, n)
+
+
+cdef int sleep_until(const Watch *w, Py_ssize_t n, shmb_a32 **words, Py_ssize_t n_words,
+                     shmb_a32 *instance, shmb_a32 *epoch, uint32_t seen, shmb_a32 *stop,
+                     int64_t spin_ns, int64_t deadline_ns) noexcept nogil:
+    """0: something is ready, or `epoch` or `stop` changed; else EINTR or ETIMEDOUT."""
+    cdef int64_t now = shmb_now_ns()
+    cdef int64_t spin_end = now + spin_ns if spin_ns < INT64_MAX - now else INT64_MAX
+    cdef int64_t slice_end = now + 10_000_000
+    cdef Py_ssize_t i
+    cdef int rc
+    while now < spin_end:
+        for i in range(32):
+            if awake(w, n, epoch, seen, stop):
+                return 0
+            shmb_relax()
+        now = shmb_now_ns()
+        if now >= deadline_ns:
+            return ETIMEDOUT
+        if now >= slice_end:
+            return EINTR  # a spinning thread gets no EINTR: let Python look for signals now and then
+    while True:
+        for i in range(n_words):
+            shmb_park_arm(words[i])
+        if awake(w, n, epoch, seen, stop):
+            return 0
+        if n_words == 1:
+            rc = shmb_park_wait(words[0], deadline_ns)
+        else:
+            rc = shmb_park_wait_any(words, <unsigned>n_words, deadline_ns)
+        if rc == ENOSYS:  # before Linux 5.16: the word that every append and flush rings
+            words[0] = instance
+            n_words = 1
+        elif rc:
+            return rc
+
+
+def monotonic_ns():
+    """CLOCK_MONOTONIC as deadlines count it."""
+    return shmb_now_ns()
+
+
+# ---- The stream of one consumer ----
+
+
+cdef class RecordStream:
+    """A consumer's way through its partitions, as long as nothing is out of the ordinary.
+
+    What is in the rings comes without Python in between; whatever else happens (files to be read, the
+    broker gone, a partition moved, offline or deleted) ends `_quick` with None, and the subclass's
+    `_slow` sorts it out. One thread at a time, others get ConcurrentUse; but `_stop_waits` may be
+    called from any. The subclass sets `_readers`, `_park` and `_seen` before reading.
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self._forks = forks
+        self._stop = EpochWord()
+        self._lock = Lock()
+        self._all = []
+        self._readers = []
+
+    cdef int _enter(self) except -1:
+        if self._forks != forks:
+            raise errors.ForkedError("this consumer")
+        if shmb_observe32(self._stop._word):
+            raise errors.ClosedError("this consumer is closed")
+        if not self._lock.acquire(False):
+            raise errors.ConcurrentUse("two threads are inside one consumer, which belongs to one "
+                                       "at a time: give each thread a consumer of its own")
+        self._owner = get_ident()
+        return 0
+
+    cdef int _leave(self) except -1:
+        self._owner = 0
+        self._lock.release()
+        return 0
+
+    def _hold(self):
+        """Begins a call that is not for two threads at once; ConcurrentUse."""
+        self._enter()
+
+    def _let_go(self):
+        """Ends it."""
+        self._leave()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        """The next record; waits for it. Ends when another thread closes the consumer."""
+        try:
+            record = self._one(INT64_MAX)
+        except errors.ClosedError:
+            if self._closed_while_inside:
+                self._closed_while_inside = False
+                raise StopIteration from None
+            raise
+        if record is None:
+            raise StopIteration
+        return record
+
+    def poll(self, timeout=None):
+        """The next record, or None when there is none within `timeout` seconds (None: waits for ever,
+        0: doesn't wait). Raises as the class says."""
+        return self._one(deadline_of(timeout))
+
+    def _next_batch(self, long long deadline_ns):
+        """The next RecordBatch, or None when the deadline has passed."""
+        self._enter()
+        try:
+            self._unbuffer()
+            batch = self._quick(deadline_ns)
+            return self._slow(deadline_ns) if batch is None else batch
+        finally:
+            self._leave()
+
+    cdef object _one(self, int64_t deadline_ns):
+        cdef RecordBatch batch
+        cdef list records
+        if self._records is None or self._at >= PyList_GET_SIZE(self._records):
+            self._enter()
+            try:
+                self._records = None
+                found = self._quick(deadline_ns)
+                if found is None:
+                    found = self._slow(deadline_ns)
+                    if found is None:
+                        return None
+                batch = found
+                self._records = batch._fill(RECORDS)
+                self._at = 0
+            finally:
+                self._leave()
+        elif self._forks != forks:
+            raise errors.ForkedError("this consumer")
+        records = self._records
+        if records is None:
+            raise errors.ClosedError("this consumer is closed")
+        record = records[self._at]
+        self._at += 1
+        return record
+
+    @property
+    def _next_buffered(self):
+        """The record that comes next, where it was fetched already."""
+        if self._records is not None and self._at < PyList_GET_SIZE(self._records):
+            return self._records[self._at]
+        return None
+
+    def _wait(self, long long deadline_ns):
+        """Waits until something changes; False at the deadline."""
+        return self._sleep(deadline_ns)
+
+    def _unbuffer(self):
+        """Gives back what was fetched and not handed out, so that positions are the user's."""
+        cdef Record record
+        cdef PartitionReader reader
+        if self._records is not None and self._at < PyList_GET_SIZE(self._records):
+            record = self._records[self._at]
+            for reader in self._all:
+                if reader.partition == record.partition and reader.topic == record.topic:
+                    reader.seek(record.offset)
+        self._records = None
+
+    def _slow(self, deadline_ns):
+        raise NotImplementedError
+
+    def _quick(self, long long deadline_ns):
+        """The next batch out of a ring, waiting for it; None when the deadline has passed or something
+        else must be looked at."""
+        cdef Py_ssize_t n = PyList_GET_SIZE(self._readers), i
+        cdef PartitionReader reader
+        cdef RecordBatch batch
+        while True:
+            if awake(NULL, 0, self._epoch._word, self._seen, self._stop._word):
+                return None
+            for i in range(n):
+                reader = self._readers[(self._turn + i) % n]
+                if reader.leader_epoch >= 0 and reader.was_recovered():
+                    return None
+                batch = reader._fetch(self._most)
+                if batch is not None:
+                    self._turn = (self._turn + i + 1) % n
+                    return batch
+                if reader.odd():
+                    return None
+            if deadline_ns <= 0 or not self._sleep(deadline_ns):
+                return None
+
+    cdef bint _sleep(self, int64_t deadline_ns) except -1:
+        """Waits until a partition has more than was read or has changed since its last fetch, or the
+        attachment has, or the consumer was closed. False at the deadline. Runs signal handlers."""
+        cdef Py_ssize_t n = PyList_GET_SIZE(self._readers), n_words = n, i
+        cdef PartitionReader reader
+        cdef Watch few[4]
+        cdef shmb_a32 *few_words[4]
+        cdef Watch *watches = few
+        cdef shmb_a32 **words = few_words
+        cdef shmb_a32 *instance = word_at(self._park, SHMB_PARK_INSTANCE)
+        cdef int rc
+        if n > 4:
+            watches = <Watch *>PyMem_Malloc(n * sizeof(Watch))
+            words = <shmb_a32 **>PyMem_Malloc(n * sizeof(shmb_a32 *))
+        try:
+            if watches == NULL or words == NULL:
+                raise MemoryError()
+            for i in range(n):
+                reader = self._readers[i]
+                watches[i].slot = reader._slot
+                watches[i].end = (&reader._slot.log_end_offset if reader.appended
+                                  else &reader._slot.durable_offset)
+                watches[i].position = reader.position
+                watches[i].slot_epoch = reader.slot_epoch
+                watches[i].state = reader._seen_state
+                watches[i].generation = reader._seen_generation
+                words[i] = word_at(self._park, reader._park_word)
+            if n == 0 or n > SHMB_WAITV_MAX:
+                words[0] = instance
+                n_words = 1
+            while True:
+                with nogil:
+                    rc = sleep_until(watches, n, words, n_words, instance, self._epoch._word,
+                                     self._seen, self._stop._word, self._spin_ns, deadline_ns)
+                if rc == 0:
+                    return True
+                if rc == ETIMEDOUT:
+                    return False
+                if rc != EINTR:
+                    raise OSError(rc, os.strerror(rc))
+                PyErr_CheckSignals()
+        finally:
+            if n > 4:
+                PyMem_Free(watches)
+                PyMem_Free(words)
+
+    def _stop_waits(self):
+        """Ends the present wait and all later ones. Any thread."""
+        cdef PartitionReader reader
+        if self._owner and self._owner != get_ident():
+            self._closed_while_inside = True
+        self._stop.set(1)
+        self._records = None
+        shmb_park_wake_always(word_at(self._park, SHMB_PARK_INSTANCE))
+        for reader in list(self._all):
+            shmb_park_wake_always(word_at(self._park, reader._park_word))
+
+    def _await_leave(self):
+        """Returns when no thread is inside; False when it is the caller's own (a signal handler)."""
+        if self._owner == get_ident():
+            return False
+        with self._lock:
+            return True
+
+
+cdef int64_t deadline_of(object timeout) except? -1:
+    """Seconds from now (None: never) as a CLOCK_MONOTONIC time; 0: not at all."""
+    if timeout is None:
+        return INT64_MAX
+    cdef double seconds = timeout
+    if seconds != seconds or seconds < 0:
+        raise ValueError(f"a timeout is a number of seconds from 0 on, not {timeout!r}")
+    if seconds == 0:
+        return 0
+    return INT64_MAX if seconds > 4e9 else shmb_now_ns() + <int64_t>(seconds * 1e9)
+
+
+def deadline(timeout):
+    """When `timeout` seconds (None: never, 0: at once) will have passed, for RecordStream."""
+    return deadline_of(timeout)

@@ -1,0 +1,76 @@
+"""A partition's segments as a local consumer reads them, up to where its ring goes on.
+
+Owns: the open files of one partition in one consumer, and the seam between file and ring: the block
+at the durable end is being rewritten in the file and stands whole in the ring (invariant 6), so a
+batch that reaches into it is put together from both. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+import os
+
+from shmbroker._core.reader import PartitionReader, RecordBatch
+from shmbroker.log import names
+from shmbroker.log.reader import SegmentReader, open_shared
+
+
+class PartitionFiles:
+    """The segments of one partition, for what is no longer in its ring."""
+
+    def __init__(self, directory: str) -> None:
+        """Opens nothing yet."""
+        self.directory = directory
+        self._segments = SegmentReader(directory)
+
+    def close(self) -> None:
+        """Closes all files; what comes after opens them again."""
+        self._segments.close()
+
+    def fetch(self, reader: PartitionReader, most: int) -> RecordBatch | None:
+        """The next records from the files, or from where file and ring meet; moves the reader."""
+        base, end, ring_position, generation = reader.file_limit()
+        raw = self._segments.fetch(reader.position, most, (base, end))
+        if raw:
+            return reader.take(raw, generation)
+        # The batch ends in the block that is being rewritten: its head is in the file, its rest in
+        # the ring, whose index may know nothing of it when the ring is new.
+        head = self._head(reader.position, base, end)
+        return reader.take(head, generation, ring_position)
+
+    def offset_for_time(self, reader: PartitionReader, timestamp_ms: int) -> int:
+        """An offset not far in front of the first record of that time, if there is one."""
+        base, end, _, _ = reader.file_limit()
+        found = self._segments.offset_for_time(timestamp_ms, (base, end))
+        if found is not None:
+            return found[0]
+        return self._whole_until(reader.end, base, end)[0]
+
+    def _head(self, offset: int, base: int, end: int) -> bytes:
+        """The bytes from the last batch boundary at or before `offset` to the limit."""
+        _, position = self._whole_until(offset, base, end)
+        fd = open_shared(os.path.join(self.directory, names.file_name(base, names.LOG)))
+        if fd < 0:
+            return b""
+        try:
+            return os.pread(fd, max(0, end - position), position)
+        finally:
+            os.close(fd)
+
+    def _whole_until(self, offset: int, base: int, end: int) -> tuple[int, int]:
+        """(offset, position) behind the last batch that ends before both `offset` and the limit."""
+        low, high, following, position = base, offset, base, 0
+        while low < high:
+            middle = (low + high) // 2
+            found = self._segments.locate(middle, (base, end))
+            if found is None or found[0] != base or found[1].last_offset >= offset:
+                high = middle
+            else:
+                following, position = (
+                    found[1].last_offset + 1,
+                    found[1].position + found[1].size_bytes,
+                )
+                low = max(middle + 1, following)
+        return following, position
+
+
+__all__ = ["PartitionFiles"]

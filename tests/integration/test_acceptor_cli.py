@@ -1,0 +1,137 @@
+"""The command line against real brokers: each step as a person would take it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from acceptor_harness import REPOSITORY, run_cli
+
+
+@pytest.fixture
+def cli_env(isolated_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("SHMBROKER_INSTANCE", "cli")
+
+
+@pytest.fixture
+def broker(cli_env: None) -> Iterator[dict[str, object]]:
+    up = run_cli("up", "--detach")
+    assert up.returncode == 0, up.stderr
+    assert "pid" in up.stdout
+    assert "broker.log" in up.stdout
+    status = json.loads(run_cli("status", "--json").stdout)
+    yield status
+    if run_cli("status").returncode == 0:
+        down = run_cli("down")
+        assert down.returncode == 0, down.stderr
+
+
+def test_lines_go_in_and_come_out(broker: dict[str, object], tmp_path: Path) -> None:
+    assert run_cli("topic", "create", "ticks", "-p", "2", "-c", "retention.ms=1d").returncode == 0
+    assert run_cli("topic", "list").stdout == "ticks\t2 partitions\n"
+    assert "retention.ms = 86400000" in run_cli("topic", "describe", "ticks").stdout
+    lines = tmp_path / "lines"
+    lines.write_text("".join(f"key{n % 7}:{n}\n" for n in range(20_000)))
+    done = run_cli("produce", "ticks", str(lines), "--key-separator", ":")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "20000 records" in done.stderr
+    out = run_cli("consume", "ticks", "--from", "earliest", "--exit-at-end", "--format", "json")
+    records = [json.loads(line) for line in out.stdout.splitlines()]
+    assert len(records) == 20_000
+    for key in {r["key"] for r in records}:
+        values = [int(r["value"]) for r in records if r["key"] == key]
+        assert values == sorted(values)
+    two = run_cli("consume", "ticks", "--from", "earliest", "--max", "2", "--format", "value")
+    assert len(two.stdout.splitlines()) == 2
+    again = run_cli("topic", "create", "ticks")
+    assert again.returncode == 1
+    assert "--if-not-exists" in again.stderr
+    assert run_cli("topic", "delete", "ticks", "--yes").returncode == 0
+    assert run_cli("topic", "list").stdout == ""
+
+
+def test_a_closed_pipe_ends_quietly(broker: dict[str, object]) -> None:
+    run_cli("topic", "create", "t")
+    run_cli("produce", "t", input="".join(f"{n}\n" for n in range(100_000)))
+    command = f"{sys.executable} -m shmbroker.cli.main consume t --from earliest --exit-at-end"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -1"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "0\n"
+    assert done.stderr == ""
+
+
+def test_a_log_is_dumped_and_its_damage_found_and_repaired(cli_env: None, tmp_path: Path) -> None:
+    data = tmp_path / "data-dir"
+    assert run_cli("up", "--detach", "--data-dir", str(data)).returncode == 0
+    run_cli("topic", "create", "t")
+    run_cli("produce", "t", input="one\ntwo\n")
+    run_cli("produce", "t", input="three\n")
+    live = run_cli("log", "dump", str(data / "t-0"), "--json")
+    assert live.returncode == 0, live.stderr
+    assert sum(json.loads(line)["kind"] == "batch" for line in live.stdout.splitlines()) == 2
+    refused = run_cli("log", "repair", "--data-dir", str(data))
+    assert refused.returncode == 1
+    assert "shmbroker down" in refused.stderr
+    assert run_cli("down").returncode == 0
+    fine = run_cli("log", "repair", "--data-dir", str(data))
+    assert fine.returncode == 0, fine.stderr
+    assert "nothing to repair" in fine.stdout
+    segment = data / "t-0" / f"{0:020}.log"
+    broken = bytearray(segment.read_bytes())
+    broken[70] ^= 0xFF
+    segment.write_bytes(broken)
+    assert run_cli("log", "dump", str(data / "t-0")).returncode == 5
+    said = run_cli("log", "repair", "t-0", "--data-dir", str(data))
+    assert said.returncode == 5
+    assert "loses" in said.stdout
+    done = run_cli("log", "repair", "t-0", "--yes", "--data-dir", str(data))
+    assert done.returncode == 0, done.stderr
+    assert run_cli("log", "dump", str(data / "t-0")).returncode == 0
+
+
+def test_a_second_up_is_refused_with_the_pid(broker: dict[str, object]) -> None:
+    second = run_cli("up")
+    assert second.returncode == 1
+    assert str(broker["broker_pid"]) in second.stderr
+    assert len(second.stderr.splitlines()) == 1
+
+
+def test_down_without_a_broker_says_where_it_looked(cli_env: None) -> None:
+    done = run_cli("down")
+    assert done.returncode == 3
+    assert os.environ["XDG_RUNTIME_DIR"] in done.stderr
+
+
+@pytest.mark.root
+def test_a_too_small_dev_shm_is_named_with_what_is_needed(cli_env: None) -> None:
+    """In a mount namespace of its own."""
+    command = (
+        "mount -t tmpfs -o size=512k tmpfs /dev/shm && "
+        f"exec {sys.executable} -m shmbroker.cli.main up --detach"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "bash", "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "/dev/shm is too small" in done.stderr
+    assert "524288 are free" in done.stderr
+    assert "remount,size" in done.stderr
