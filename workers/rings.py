@@ -54,7 +54,7 @@ class Rings:
         self._name = f"{prefix}-l{writer}"
         self._writer = writer
         self._ids = (boot_id, dir_id)
-        self._budget = budget_bytes
+        self.budget_bytes = budget_bytes
         self._memory = memory
         self._rings: dict[int, Ring] = {}
         self._refused: set[int] = set()
@@ -79,7 +79,7 @@ class Rings:
     def largest_bytes(self) -> int:
         """The largest capacity that a ring may grow to under load."""
         largest = self._memory.ring_max_bytes
-        while largest > self._memory.ring_min_bytes and shm.log_bytes(largest) > self._budget:
+        while largest > self._memory.ring_min_bytes and shm.log_bytes(largest) > self.budget_bytes:
             largest //= 2
         return largest
 
@@ -176,7 +176,7 @@ class Rings:
         return False
 
     def _fits(self, needed: int) -> bool:
-        return self.used_bytes + needed <= self._budget
+        return self.used_bytes + needed <= self.budget_bytes
 
     def _take_away(self, slot: int) -> None:
         part = self._engine.partition(slot)

@@ -69,6 +69,7 @@ class Writer:
             "attach_ingress": self._attach,
             "detach_ingress": self._detach,
             "status": self._status,
+            "memory": self._memory,
             "stop": self._stop,
         }
 
@@ -112,21 +113,20 @@ class Writer:
             self._send(messages.encode_reply(request.id, answer))
 
     def _open(self, request: messages.Request) -> Mapping[str, Any]:
-        """Opens every partition of the plan, then starts the threads."""
+        """Opens partitions of the plan; the last such request (no `more`) starts the threads."""
         adopt = bool(request.optional("adopt", bool))
         places = [self._place(entry) for entry in request.arg("slots", list)]
-        taken = {place.slot for place in places}
         opened = []
         for place in places:
             started = time.monotonic()
             served = self._opener.open(place, adopt=adopt)
             self._served[place.slot] = served
             opened.append(self._opened(served) | {"seconds": time.monotonic() - started})
-        if adopt:
-            for slot in range(self._engine.slots):
-                if slot not in taken:
+        if not request.optional("more", bool):
+            if adopt:
+                for slot in set(range(self._engine.slots)) - self._served.keys():
                     self._opener.forget(slot)
-        self._start_threads()
+            self._start_threads()
         return {"partitions": opened}
 
     def _opened(self, served: Served) -> dict[str, Any]:
@@ -198,6 +198,11 @@ class Writer:
             served.part.set_limits(settings.segment_bytes, settings.max_message_bytes)
         return {}
 
+    def _memory(self, request: messages.Request) -> Mapping[str, Any]:
+        """Another writer came or went: this is the new share of the memory budget."""
+        self._rings.budget_bytes = request.arg("log_memory_bytes", int)
+        return {}
+
     def _attach(self, request: messages.Request) -> Mapping[str, Any]:
         ingress = request.arg("ingress", int)
         if self._engine.source(ingress) is not None:
@@ -250,7 +255,7 @@ class Writer:
                 "flushers": self._engine.flushers,
                 "cpus": sorted(os.sched_getaffinity(0)),
                 "ring_memory_bytes": self._rings.used_bytes,
-                "ring_budget_bytes": self._spec.log_memory_bytes,
+                "ring_budget_bytes": self._rings.budget_bytes,
             },
         }
 

@@ -101,7 +101,7 @@ def test_a_log_is_dumped_and_its_damage_found_and_repaired(cli_env: None, tmp_pa
     assert "loses" in said.stdout
     done = run_cli("log", "repair", "t-0", "--yes", "--data-dir", str(data))
     assert done.returncode == 0, done.stderr
-    assert run_cli("log", "dump", str(data / "t-0")).returncode == 0
+    assert run_cli("log", "dump", str(segment)).returncode == 0
 
 
 def test_a_second_up_is_refused_with_the_pid(broker: dict[str, object]) -> None:
