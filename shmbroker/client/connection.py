@@ -9,7 +9,7 @@ while not. The watcher raises it first and then wakes every park word (they are 
 writable), so a C wait does: arm, fence, look at its condition and at `epoch`, sleep. It returns to
 Python when `epoch` is no longer what it was when the wait began; Python calls `attached()`, which
 blocks until the broker is back or raises BrokerGone. After that everything mapped may be new:
-readers compare `epoch` and fetch `park` and `table()` again (an unchanged object keeps its Mapping).
+readers compare `epoch` and fetch `park` and `table()` again (what is unchanged keeps its Mapping).
 
 Invariants: listeners are called on the watcher's thread, after the maps are right; nothing here
 touches shared state in a forked child, which finds ForkedError instead.

@@ -164,17 +164,19 @@ def kill(broker: Broker, load: Load, victim: str, rng: random.Random) -> None:
         psutil.Process(rng.choice(broker.workers()).pid).send_signal(signal.SIGKILL)
     else:
         everything = victim == "everything"
+        fresh: tuple[str, ...] = ()
         if everything and rng.random() < 0.5:  # also the producers
             for producer in load.alive:
                 os.kill(producer.process.pid, signal.SIGKILL)
             broker.kill9(everything=True)
             for producer in load.alive:
                 producer.process.wait()
-            for kind in KINDS:
-                load.start(kind)
+            fresh = tuple(KINDS)
         else:
             broker.kill9(everything=everything)
         broker.start()
+        for kind in fresh:
+            load.start(kind)
 
 
 def check(broker: Broker, load: Load) -> list[str]:

@@ -10,6 +10,8 @@ import dataclasses
 import os
 import random
 import shutil
+import signal
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -335,3 +337,29 @@ def test_without_either_the_ghost_is_there(tmp_path: Path, monkeypatch: pytest.M
 
 
 assert SETTINGS.max_message_bytes > BLOCK
+
+
+# --- a real broker ---
+
+
+def test_strace_of_a_real_broker_shows_rwf_dsync(broker: Any, tmp_path: Path) -> None:
+    with broker.client() as client:
+        client.create_topic("t")
+        with client.producer() as producer:
+            producer.send("t", b"first").result(timeout=10)
+            out = tmp_path / "strace"
+            (writer,) = broker.workers()
+            words = ["-f", "-e", "trace=pwritev2", "-o", str(out), "-p", str(writer.pid)]
+            with subprocess.Popen(["strace", *words], stderr=subprocess.PIPE, text=True) as strace:
+                assert strace.stderr is not None
+                said = strace.stderr.readline()
+                assert "attached" in said, said
+                for n in range(20):
+                    producer.send("t", b"%d" % n).result(timeout=10)
+                strace.send_signal(signal.SIGINT)
+                strace.communicate(timeout=10)
+    written = [line for line in out.read_text().splitlines() if "pwritev2(" in line]
+    assert len(written) >= 20
+    without = [line for line in written if "RWF_DSYNC" not in line]
+    assert without == []
+    assert "RWF_DSYNC) = 4096" in out.read_text()

@@ -1,11 +1,111 @@
-"""Consuming from a real broker."""
+"""Consuming what a producer sent through a real broker."""
 
 from __future__ import annotations
 
-from typing import Any as Broker
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from shmbroker.client.client import Client
+from shmbroker.errors import OffsetOutOfRange, UnknownTopic
+
+pytestmark = pytest.mark.timeout(90)
 
 
-def test_up(broker: Broker) -> None:
-    with broker.client() as client:
-        client.create_topic("t")
-        print(client.status())
+@pytest.fixture
+def client(broker) -> Iterator[Client]:  # type: ignore[no-untyped-def]
+    with broker.client() as made:
+        yield made
+
+
+def numbered(first: int, count: int, size: int = 100) -> list[bytes]:
+    return [b"%0*d" % (size, n) for n in range(first, first + count)]
+
+
+def send(client: Client, values: list[bytes], topic: str = "t") -> None:
+    with client.producer() as producer:
+        producer.send_many(topic, values, partition=0).result(30)
+
+
+def test_what_was_acknowledged_is_read_back_in_order(client: Client) -> None:
+    client.create_topic("t")
+    sent = numbered(0, 200_000)
+    send(client, sent)
+    with client.consumer("t", start="earliest") as consumer:
+        seen = [value for batch in consumer.batches(timeout=0) for value in batch.values()]
+        assert seen == sent
+        consumer.seek(123_456)
+        record = consumer.poll(5)
+        assert record is not None
+        assert (record.offset, record.value) == (123_456, sent[123_456])
+        assert consumer.lag() == {("t", 0): 200_000 - 123_457}
+
+
+def test_a_waiting_consumer_gets_what_another_process_thread_sends(client: Client) -> None:
+    client.create_topic("t")
+    with client.consumer("t", idle="park") as consumer:
+        thread = threading.Timer(0.1, send, (client, [b"woken"]))
+        thread.start()
+        record = consumer.poll(10)
+        assert record is not None
+        assert record.value == b"woken"
+        thread.join()
+
+
+def test_records_are_there_after_a_clean_restart_and_a_wait_goes_on(  # type: ignore[no-untyped-def]
+    broker, client: Client
+) -> None:
+    client.create_topic("t")
+    send(client, numbered(0, 1000))
+    with client.consumer("t", start="earliest") as consumer:
+        assert sum(len(batch) for batch in consumer.batches(timeout=0)) == 1000
+        restart = threading.Thread(target=broker.restart)
+        restart.start()
+        found: list[object] = []
+
+        def wait() -> None:
+            try:
+                record = consumer.poll(30)
+                found.append(None if record is None else (record.offset, record.value))
+            except Exception as error:
+                import traceback
+
+                found.append(traceback.format_exc() + repr(error))
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        restart.join()
+        send(client, [b"after"])
+        waiting.join(30)
+        print(*found)
+        assert found == [(1000, b"after")]
+
+
+def test_a_wait_goes_on_after_kill_9_of_everything(broker, client: Client) -> None:  # type: ignore[no-untyped-def]
+    client.create_topic("t")
+    send(client, numbered(0, 1000))
+    with client.consumer("t", start="earliest") as consumer:
+        assert sum(len(batch) for batch in consumer.batches(timeout=0)) == 1000
+        broker.kill9(everything=True)
+        broker.start()
+        send(client, [b"after"])
+        record = consumer.poll(30)
+        assert record is not None
+        assert (record.offset, record.value) == (1000, b"after")
+
+
+def test_a_deleted_topic_ends_the_wait(client: Client) -> None:
+    client.create_topic("t")
+    with client.consumer("t") as consumer:
+        thread = threading.Timer(0.1, client.delete_topic, ("t",))
+        thread.start()
+        with pytest.raises(UnknownTopic):
+            consumer.poll(10)
+        thread.join()
+
+
+def test_an_offset_that_never_was_is_out_of_range(client: Client) -> None:
+    client.create_topic("t")
+    with client.consumer("t", start=5) as consumer, pytest.raises(OffsetOutOfRange):
+        consumer.poll(1)
