@@ -40,11 +40,11 @@ check: lint types test
 
 # every benchmark at its smallest size
 bench-smoke:
-    python -m shmbroker.perf --smoke
+    python -m shmbroker.perf core --smoke
 
 # the measurements, with their report under perf/out
 bench *args:
-    python -m shmbroker.perf {{ args }}
+    python -m shmbroker.perf core {{ args }}
 
 # broker up, real input in and out again, verified; rates and latencies
 demo *args:

@@ -39,6 +39,8 @@ def private_places(home: Path) -> Iterator[None]:
     wanted = {f"XDG_{kind}": str(home / kind.lower()) for kind in
               ("DATA_HOME", "RUNTIME_DIR", "CONFIG_HOME")}  # fmt: skip
     gone = [name for name in os.environ if name.startswith("SHMBROKER_")]
+    # Without bytecode caches every start would compile everything anew, which no user's does.
+    gone += [name for name in ("PYTHONDONTWRITEBYTECODE",) if name in os.environ]
     before = {name: os.environ.get(name) for name in [*wanted, *gone]}
     for path in wanted.values():
         Path(path).mkdir(mode=0o700)

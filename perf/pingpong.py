@@ -1,7 +1,8 @@
 """The limit of a round trip: two bare processes that wake each other, in C, over park.h.
 
-Compiled when it is needed with the compiler that built the core. Both sides keep the affinity of
-the bench; each lap is timed by itself and the median is printed.
+Compiled when it is needed with the compiler that built the core. The sides are pinned as
+client and writer are, or keep the affinity of the bench. Each lap is timed by itself; the median
+counts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ CORE: Final = Path(__file__).resolve().parents[1] / "shmbroker" / "_core"
 
 _SOURCE: Final = r"""
 #define _GNU_SOURCE
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,6 +46,13 @@ static void ring(struct side *s, uint64_t count)
     shmb_publish(&s->count, count);
     shmb_park_wake(&s->word);
 }
+static void pin(int cpu)
+{
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    sched_setaffinity(0, sizeof one, &one);
+}
 static int by_size(const void *a, const void *b)
 {
     int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
@@ -58,10 +67,12 @@ int main(int argc, char **argv)
     pid_t parent = getpid(), child = fork();
     if (child == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (argc > 4) pin(atoi(argv[4]));
         if (getppid() != parent) return 1;
         for (uint64_t n = 1; n <= laps; n++) { wait_for(&at[0], n, spin); ring(&at[1], n); }
         return 0;
     }
+    if (argc > 4) pin(atoi(argv[3]));
     for (uint64_t n = 1; n <= laps; n++) {
         int64_t began = shmb_now_ns();
         ring(&at[0], n);
@@ -90,10 +101,16 @@ def _program(directory: str) -> str:
     return program
 
 
-def round_trip_us(directory: Path, *, spin: bool, laps: int) -> float:
-    """The p50 in us of one round trip between two processes; the program is put in `directory`."""
+def round_trip_us(
+    directory: Path, *, spin: bool, laps: int, cpus: tuple[int, int] | None = None
+) -> float:
+    """The p50 in us of one round trip between two processes; the program is put in `directory`.
+
+    `cpus`: where the two are pinned; None: nowhere, and then the kernel may put them on one core,
+    where they wake each other several times faster.
+    """
     done = subprocess.run(
-        [_program(str(directory)), "spin" if spin else "park", str(laps)],
+        [_program(str(directory)), "spin" if spin else "park", str(laps), *map(str, cpus or ())],
         capture_output=True,
         check=True,
         timeout=120,

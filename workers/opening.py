@@ -46,7 +46,7 @@ class Opener:
                 served = self._recover(place)
         except (OSError, errors.ShmbrokerError) as error:
             served = Served(place, reason=str(error))
-            self._engine.mark_slot(place.slot, "offline", 56)
+            self._engine.mark_slot(place.slot, "offline", errors.PartitionOffline.kafka_code)
             _log.error("partition can't be opened", partition=place.name, reason=served.reason)
         return served
 
@@ -80,7 +80,8 @@ class Opener:
         part = self._engage(place, log, adopt=False, ring=None)
         found = log.recovery
         served = Served(place, log, part, found.reason)
-        part.set_state(found.state, 1001 if found.state == "readonly" else 0)
+        read_only = found.state == "readonly"
+        part.set_state(found.state, errors.PartitionReadOnly.kafka_code if read_only else 0)
         if found.state != "online":
             _log.error("partition is read-only", partition=place.name, reason=found.reason)
         return served

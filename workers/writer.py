@@ -377,7 +377,7 @@ class Writer:
     def _offline(self, served: Served, error: Exception) -> None:
         served.reason = f"{served.place.name}: {error}"
         if served.part is not None:
-            served.part.set_state("offline", 56)
+            served.part.set_state("offline", errors.PartitionOffline.kafka_code)
         _log.error("partition offline", partition=served.place.name, reason=str(error))
         self._tell_state(served)
 

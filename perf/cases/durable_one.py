@@ -22,14 +22,18 @@ _MORE_US: Final = 60.0
 _TOPIC: Final = "one"
 
 
-def _free_cpu(status: dict[str, Any]) -> int:
-    """A core of ours that no writer is pinned to; the last one if they have them all."""
+def free_and_writer_cpu(status: dict[str, Any]) -> tuple[int, int]:
+    """A core of ours that no writer is pinned to, and the first writer's (the next, if not)."""
     ours = sorted(os.sched_getaffinity(0))
-    pinned: set[int] = set()
-    for process in status["processes"]:
-        if process.get("pinned"):
-            pinned |= set(process.get("cpus") or ())
-    return next((cpu for cpu in reversed(ours) if cpu not in pinned), ours[-1])
+    pinned = [
+        int(cpu)
+        for process in status["processes"]
+        if process.get("pinned")
+        for cpu in process.get("cpus") or ()
+    ]
+    free = next((cpu for cpu in reversed(ours) if cpu not in pinned), ours[-1])
+    other = next((cpu for cpu in ours if cpu != free), free)
+    return free, pinned[0] if pinned else other
 
 
 def _run(bench: Bench) -> list[Row]:
@@ -49,7 +53,7 @@ def _run(bench: Bench) -> list[Row]:
             Remote(RoundTrips, broker.address, _TOPIC, None) as loose,
         ):
             loose.call("durable", min(count, 500))  # the warm-up; the writer is there now
-            cpu = _free_cpu(client.status())
+            cpu, _ = free_and_writer_cpu(client.status())
             with Remote(RoundTrips, broker.address, _TOPIC, cpu) as pinned:
                 for _ in range(plan.rounds):
                     bare.append(disk.small_write_us(count, "written"))
@@ -85,4 +89,4 @@ def _run(bench: Bench) -> list[Row]:
 
 CASES: Final = (Case("durable-one", "one durable record at a time", _run, lambda _: 1 << 30),)
 
-__all__ = ["CASES"]
+__all__ = ["CASES", "free_and_writer_cpu"]

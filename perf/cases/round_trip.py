@@ -1,7 +1,8 @@
 """A record there and back, against two bare processes that wake each other.
 
 One process sends with `acks="memory"` and takes the record out of a consumer of appended records;
-the way leads through the writer, so it wakes and is woken once each, as in the ping-pong.
+the way leads through the writer, so it wakes and is woken once each, as in the ping-pong. The
+client is pinned by the bench to another core than the writer, as are the sides of the ping-pong.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import statistics
 from typing import Final
 
 from shmbroker.perf.case import Bench, Case
+from shmbroker.perf.cases.durable_one import free_and_writer_cpu
 from shmbroker.perf.clients import Idle, RoundTrips
 from shmbroker.perf.pingpong import round_trip_us
 from shmbroker.perf.remote import Remote
@@ -20,34 +22,41 @@ _SPIN_US: Final = 5.0
 _PARKED_TIMES: Final = 1.5
 
 
-def _measure(bench: Bench, idle: Idle) -> tuple[list[float], float, float]:
-    """The p50 of each round, of the ping-pong, and the p99 of the last round, in us."""
-    sizes, last = bench.sizes, 0.0
+def _measure(bench: Bench, idle: Idle) -> tuple[list[float], float, dict[str, float]]:
+    """The p50 of each round and of the ping-pong in us, and what is reported besides."""
+    sizes, spin = bench.sizes, idle == "spin"
     limits: list[float] = []
+    tails: list[float] = []
     with (
         bench.broker(f'[broker]\nidle = "{idle}"\n') as broker,
         broker.connect() as client,
     ):
         client.create_topic("trip")
-        with Remote(RoundTrips, broker.address, "trip", None, "memory") as trips:
+        cpu, cpu_writer = free_and_writer_cpu(client.status())
+        with Remote(RoundTrips, broker.address, "trip", cpu, "memory") as trips:
+
+            def bare(cpus: tuple[int, int] | None) -> float:
+                return round_trip_us(bench.home, spin=spin, laps=sizes.round_trips, cpus=cpus)
 
             def run() -> float:
-                nonlocal last
-                limits.append(
-                    round_trip_us(bench.home, spin=idle == "spin", laps=sizes.round_trips)
-                )
+                limits.append(bare((cpu, cpu_writer)))
                 took = trips.call("back", sizes.round_trips, idle)
-                last = percentile(took, 0.99)
+                tails.append(percentile(took, 0.99))
                 return percentile(took, 0.5)
 
             values = repeat(run, sizes.plan)
-    return values, statistics.median(limits), last
+        with Remote(RoundTrips, broker.address, "trip", None, "memory") as trips:
+            loose = percentile(trips.call("back", sizes.round_trips, idle), 0.5)
+    more = {"p99 us": statistics.median(tails), "client not pinned us": loose}
+    if not spin:
+        more["ping-pong not pinned us"] = bare(None)
+    return values, statistics.median(limits), more
 
 
 def _run(bench: Bench) -> list[Row]:
-    spun, spun_limit, spun_p99 = _measure(bench, "spin")
+    spun, spun_limit, spun_more = _measure(bench, "spin")
     bench.say("parked")
-    parked, parked_limit, parked_p99 = _measure(bench, "park")
+    parked, parked_limit, parked_more = _measure(bench, "park")
     times = statistics.median(parked) / parked_limit
     return [
         Row(
@@ -55,24 +64,24 @@ def _run(bench: Bench) -> list[Row]:
             figure='send and consume back, appended, idle="spin", p50',
             unit="us",
             values=tuple(spun),
-            limit=Limit("two processes spinning on a word", spun_limit, "us"),
+            limit=Limit("ping-pong, spinning, on two cores", spun_limit, "us"),
             ratio=statistics.median(spun) / spun_limit,
             target="<= 5 us",
             met=statistics.median(spun) <= _SPIN_US,
             note="checksum equal",
-            more={"p99 us": spun_p99},
+            more=spun_more,
         ),
         Row(
             case="round-trip-parked",
             figure='the same, idle="park", p50',
             unit="us",
             values=tuple(parked),
-            limit=Limit("two processes parked on a futex", parked_limit, "us"),
+            limit=Limit("futex ping-pong on two cores", parked_limit, "us"),
             ratio=times,
             target="<= 1.5 times it",
             met=times <= _PARKED_TIMES,
             note="checksum equal",
-            more={"p99 us": parked_p99},
+            more=parked_more,
         ),
     ]
 

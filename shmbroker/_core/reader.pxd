@@ -139,9 +139,12 @@ cdef class PartitionReader:
     cdef uint64_t _ring_position
     cdef uint32_t _seen_state          # by the last fetch: a wait ends when they differ
     cdef uint64_t _seen_generation
+    cdef uint32_t _seen_slot_epoch
+    cdef public bint unborn            # the slot is to become this partition's: wait for it
     cdef public int64_t settled        # a state that the caller knows and waits in; -1: none
 
     cdef RecordBatch _fetch(self, size_t most)
+    cdef void _see(self) noexcept
     cdef bint _outside(self) noexcept
     cdef bint odd(self)
     cdef bint was_recovered(self) noexcept

@@ -59,6 +59,7 @@ class PartitionReader:
     position: int
     leader_epoch: int
     settled: int
+    unborn: bool
     def __init__(
         self,
         topic: str,

@@ -34,8 +34,8 @@ cdef class PartitionReader:
         self._slot = shmb_table_slot(<void *>address, slot)
         self._park_word = (shmb_park_appended(writer, slot) if self.appended
                            else shmb_park_durable(writer, slot))
-        self._seen_state = SHMB_STATE_OPENING
-        self._seen_generation = 0
+        self._see()
+        self.unborn = False
         self.settled = -1
 
     def close(self):
@@ -88,8 +88,7 @@ cdef class PartitionReader:
 
     def look(self):
         """The state by name, remembered: a wait ends when it is another one, or the ring is."""
-        self._seen_state = shmb_observe32(&self._slot.state)
-        self._seen_generation = shmb_observe(&self._slot.generation)
+        self._see()
         state = self._seen_state
         return STATE_NAMES[state] if state < len(STATE_NAMES) else f"unknown ({state})"
 
@@ -100,10 +99,16 @@ cdef class PartitionReader:
         Moves `position`. Raises OffsetOutOfRange when it lies before the log start or past the end.
         """
         batch = self._fetch(most)
-        if batch is None and self._seen_state != SHMB_STATE_OPENING and self._outside():
+        if (batch is None and self._seen_state != SHMB_STATE_OPENING
+                and self._seen_slot_epoch == self.slot_epoch and self._outside()):
             raise errors.OffsetOutOfRange(self.topic, self.partition, self.position,
                                           self.log_start_offset, self._visible())
         return batch
+
+    cdef void _see(self) noexcept:
+        self._seen_slot_epoch = shmb_observe32(&self._slot.slot_epoch)
+        self._seen_state = shmb_observe32(&self._slot.state)
+        self._seen_generation = shmb_observe(&self._slot.generation)
 
     cdef bint _outside(self) noexcept:
         return self._seen_state != SHMB_STATE_FREE and (
@@ -114,11 +119,11 @@ cdef class PartitionReader:
     cdef RecordBatch _fetch(self, size_t most):
         cdef int64_t end
         cdef RecordBatch batch
-        self._seen_state = shmb_observe32(&self._slot.state)
-        self._seen_generation = shmb_observe(&self._slot.generation)
+        self._see()
         if (self._seen_state == SHMB_STATE_OPENING or self._seen_state == SHMB_STATE_FREE
-                or shmb_observe32(&self._slot.slot_epoch) != self.slot_epoch):
+                or self._seen_slot_epoch != self.slot_epoch):
             return None
+        self.unborn = False
         while True:
             end = self._visible()
             if (self.position >= end
@@ -134,8 +139,8 @@ cdef class PartitionReader:
 
     cdef bint odd(self):
         """Whether something other than a wait is due after a fetch without result."""
-        if shmb_observe32(&self._slot.slot_epoch) != self.slot_epoch:
-            return True
+        if self._seen_slot_epoch != self.slot_epoch:
+            return not self.unborn
         if self._seen_state == SHMB_STATE_OPENING:
             return False
         if self._seen_state != SHMB_STATE_FREE and self.position < self._visible():

@@ -238,7 +238,7 @@ cdef class RecordStream:
                 watches[i].end = (&reader._slot.log_end_offset if reader.appended
                                   else &reader._slot.durable_offset)
                 watches[i].position = reader.position
-                watches[i].slot_epoch = reader.slot_epoch
+                watches[i].slot_epoch = reader._seen_slot_epoch
                 watches[i].state = reader._seen_state
                 watches[i].generation = reader._seen_generation
                 words[i] = word_at(self._park, reader._park_word)

@@ -229,13 +229,12 @@ class Consumer(Reading):
                     f"{sorted(numbered)}"
                 )
         deadline_ns = core.deadline(self._connection.timeout)
-        while "opening" in [r.look() for r in self._all]:
+        while waits := [r for r in self._all if not _is_open(r)]:
             epoch = self._connection.attached()
             if epoch != self._seen:
                 self._rebind(epoch)
             elif not self._wait(deadline_ns):
-                opening = next(r for r in self._all if r.look() == "opening")
-                raise TimedOut(f"{opening.topic}-{opening.partition} is still being recovered")
+                raise TimedOut(f"{waits[0].topic}-{waits[0].partition} is still being recovered")
         for reader in self._all:
             asked = start[reader.partition] if isinstance(start, Mapping) else start
             reader.seek(self._offset_for(reader, asked))
@@ -302,6 +301,10 @@ class Consumer(Reading):
             return call()
         finally:
             self._let_go()
+
+
+def _is_open(reader: PartitionReader) -> bool:
+    return reader.look() not in ("opening", "free") and reader.bound
 
 
 def _ms(when: datetime | int) -> int:

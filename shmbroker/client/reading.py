@@ -108,6 +108,9 @@ class Reading(RecordStream):
                 return batch
             if not reader.bound:
                 self._bind(reader, self._client.metadata.refresh(reader.topic).partitions)
+                if not reader.bound:  # its writer has yet to take it up: wait for that
+                    reader.unborn = True
+                    return None
             elif reader.look() == "opening":
                 return None
             os.sched_yield()
@@ -156,7 +159,7 @@ class Reading(RecordStream):
     def _verify(self, reader: PartitionReader) -> None:
         """After a recovery from disk: is the record before our position still the one we read?"""
         position, epoch, recovery = reader.position, reader.leader_epoch, reader.recovery
-        if reader.look() == "opening":
+        if reader.look() in ("opening", "free") or not reader.bound:
             return
         recovered, end = reader.recovered, min(position, reader.log_end_offset)
         while end > reader.log_start_offset:

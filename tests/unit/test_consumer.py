@@ -520,3 +520,41 @@ def test_what_is_nowhere_is_no_endless_search(log: FakePartition, client: Client
     (log.directory / f"{0:020d}.log").write_bytes(b"")
     with client.consumer("t", start=0) as consumer, pytest.raises(CorruptBatch, match="neither"):
         consumer.poll(1)
+
+
+def test_a_partition_that_its_writer_has_yet_to_open_is_waited_for(
+    fake: FakeBroker, log: FakePartition, client: Client
+) -> None:
+    log.append(b"a")
+    log.flush()
+    with client.consumer("t", start="earliest") as consumer:
+        assert consumer.poll(1) is not None
+
+        def reopen() -> None:
+            fake.kill()
+            fake.answers["metadata"] = _metadata_of_epoch(fake, 2)
+            log.slot.slot_epoch, log.slot.state = 0, shm.STATES.index("free")
+            log.slot.log_end_offset = log.slot.durable_offset = 0
+            fake.restart()
+            assert consumer.closed is False
+            log.slot.log_end_offset = log.slot.durable_offset = 1
+            log.make_ring(RING, recovered=True)
+            log.slot.slot_epoch, log.slot.state = 2, shm.STATES.index("online")
+            log.append(b"b")
+            log.flush()
+
+        timer = soon(reopen)
+        record = consumer.poll(10)
+        assert record is not None
+        assert record.value == b"b"
+        timer.join()
+
+
+def _metadata_of_epoch(fake: FakeBroker, epoch: int) -> Callable[[dict[str, object]], dict]:
+    def answer(message: dict[str, object]) -> dict:
+        said = fake._metadata(message)
+        for place in said["topics"]["t"]["partitions"]:
+            place["slot_epoch"] = epoch
+        return said
+
+    return answer

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from engine_rig import Rig, batch
 
+from shmbroker import errors
 from shmbroker._core.batch import decode_values, next_batch, validate
 from shmbroker._core.engine import WANT_FAILED, WANT_SEAL
 
@@ -131,7 +133,7 @@ def test_rubbish_in_a_ring_detaches_it_and_nobody_else(rig: Rig) -> None:
     bad[2].publish()
     for client, source in zip(bad, sources, strict=False):
         rig.until(client.detached)
-        assert client.detached() == 1002
+        assert client.detached() == 1004
         assert source.detached
     assert good.wait(good.send(batch([b"fine"])))["error"] == 0
 
@@ -229,3 +231,23 @@ def test_a_new_writer_takes_the_ring_over_with_what_was_not_durable(rig: Rig) ->
     assert part.wait_drained(5)
     assert stored(rig) == [b"%d" % n for n in range(6)]
     assert client.wait(client.send(batch([b"6"])))["base_offset"] == 6
+
+
+def test_the_engines_error_codes_are_those_of_the_errors_module() -> None:
+    header = Path(__file__).parents[2] / "shmbroker/_core/sequencer.h"
+    codes = dict(re.findall(r"SHMB_E_(\w+) = (\d+)", header.read_text()))
+    wanted = {
+        "CORRUPT": errors.CorruptBatch,
+        "UNKNOWN_PARTITION": errors.UnknownTopic,
+        "TOO_LARGE": errors.RecordTooLarge,
+        "OUT_OF_ORDER": errors.OutOfOrderSequence,
+        "INVALID_EPOCH": errors.InvalidProducerEpoch,
+        "STORAGE": errors.PartitionOffline,
+        "UNKNOWN_PRODUCER": errors.UnknownProducerId,
+        "INVALID_RECORD": errors.InvalidRecord,
+        "READ_ONLY": errors.PartitionReadOnly,
+        "BAD_FRAME": errors.Detached,
+    }
+    assert {name: int(code) for name, code in codes.items()} == {
+        name: error.kafka_code for name, error in wanted.items()
+    }
