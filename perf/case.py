@@ -22,7 +22,7 @@ class Sizes:
     plan: Plan = field(default_factory=Plan)
     values: int = 5_000_000  # of 100 B
     values_1k: int = 1_000_000
-    raw_bytes: int = 512 << 20  # of one bare loop
+    raw_bytes: int = 256 << 20  # of one bare loop
     round_trips: int = 20_000
     durable_trips: int = 3_000
     many_partitions: int = 1_000
@@ -36,7 +36,7 @@ SMOKE: Final = Sizes(
     plan=Plan(rounds=1, warmups=0, tries=1),
     values=20_000,
     values_1k=2_000,
-    raw_bytes=4 << 20,
+    raw_bytes=8 << 20,
     round_trips=200,
     durable_trips=50,
     many_partitions=20,

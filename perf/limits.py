@@ -21,6 +21,7 @@ from shmbroker.perf.rounds import percentile
 
 Extents = Literal["fresh", "written"]
 MIB: Final = 1 << 20
+LARGE: Final = 4 << 20
 BLOCK: Final = 4096
 
 
@@ -30,18 +31,30 @@ class RawDisk:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._files: list[int] = []
-        self._buffer = mmap.mmap(-1, MIB)
-        self._buffer[:] = os.urandom(MIB)
+        self._buffer = mmap.mmap(-1, LARGE)
+        self._buffer[:] = os.urandom(LARGE)
+        self.rates: dict[int, list[float]] = {MIB: [], LARGE: []}  # by bytes of a write
         self.direct = True  # False: the file system refuses O_DIRECT, and so will the broker
 
     def write_rate(self, nbytes: int) -> float:
-        """Bytes a second of 1 MiB O_DIRECT+RWF_DSYNC writes over fresh fallocated extents."""
+        """Bytes a second of O_DIRECT+RWF_DSYNC writes over fresh fallocated extents.
+
+        The better of 1 MiB and 4 MiB a write (the broker's largest): each pays for a journal
+        commit, so where commits are slow the former is no limit. `rates` keeps both.
+        """
+        return max(self._write_rate(nbytes, block) for block in self.rates)
+
+    def _write_rate(self, nbytes: int, block: int) -> float:
         fd = self._new_file(nbytes)
-        buffers, writes = [self._buffer], nbytes // MIB
-        began = time.perf_counter()
-        for n in range(writes):
-            os.pwritev(fd, buffers, n * MIB, os.RWF_DSYNC)
-        return writes * MIB / (time.perf_counter() - began)
+        writes = nbytes // block
+        with memoryview(self._buffer)[:block] as piece:
+            buffers = [piece]
+            began = time.perf_counter()
+            for n in range(writes):
+                os.pwritev(fd, buffers, n * block, os.RWF_DSYNC)
+            rate = writes * block / (time.perf_counter() - began)
+        self.rates[block].append(rate)
+        return rate
 
     def small_write_us(self, count: int, extents: Extents) -> float:
         """The p50 in us of 4 KiB RWF_DSYNC writes, one after the other.
@@ -129,4 +142,4 @@ def forget_pages(paths: list[Path]) -> None:
             os.close(fd)
 
 
-__all__ = ["MIB", "Extents", "RawDisk", "cold_read_rate", "forget_pages", "unpack_rate"]
+__all__ = ["LARGE", "MIB", "Extents", "RawDisk", "cold_read_rate", "forget_pages", "unpack_rate"]

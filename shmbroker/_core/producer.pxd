@@ -65,7 +65,11 @@ cdef extern from "ingress.h" nogil:
         SHMB_WAIT_GONE
         SHMB_WAIT_CLOSED
 
+    struct shmb_ingress_head:
+        pass
+
     struct shmb_ingress:
+        shmb_ingress_head *head
         shmb_receipts_head *back
         uint8_t *data
         uint64_t capacity        # bytes
@@ -135,6 +139,8 @@ cdef extern from "producer_lanes.h" nogil:
 
     struct shmb_outlet:
         shmb_a32 lock
+        shmb_a32 refs
+        size_t receipts_bytes
         uint32_t open_count
         shmb_lane *open
         shmb_ingress ring
@@ -223,6 +229,9 @@ cdef extern from "producer_lanes.h" nogil:
     shmb_put shmb_lane_send(shmb_lane *l, const shmb_item *r, shmb_pbatch **pb, int32_t *index,
                             shmb_put *after)
     shmb_put shmb_lane_flush(shmb_lane *l)
+    void shmb_lane_forget(shmb_lane *l)
+    void shmb_outlet_hold(shmb_outlet *o)
+    void shmb_outlet_release(shmb_outlet *o)
     void shmb_lane_settle(shmb_lane *l)
     void shmb_lane_hold_open(shmb_lane *l)
     void shmb_lane_pack(shmb_lane *l, const void *packed, uint32_t size)
@@ -250,9 +259,6 @@ cdef class Outlet:
     cdef readonly uint32_t writer      # index
     cdef readonly bint retired         # its lanes have moved to another ring
     cdef uint32_t _generation          # fork generation that made it
-    cdef void *_ring                   # mapped twice in a row
-    cdef void *_receipts               # mapped read-only
-    cdef size_t _receipts_bytes
     cdef object _ring_inode
     cdef str _ring_path                # under /dev/shm
     cdef readonly object table         # Mapping of the writer's table

@@ -19,7 +19,6 @@ from cpython.unicode cimport PyUnicode_Check
 from libc.stdint cimport (
     INT32_MAX, INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t)
 from libc.stdlib cimport calloc, free, realloc
-from posix.mman cimport munmap
 
 from shmbroker._core.batch cimport (
     SHMB_BATCH_HEADER_BYTES, put_values, shmb_header_put, shmb_header_size, shmb_partition_for_key)

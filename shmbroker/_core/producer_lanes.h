@@ -15,7 +15,8 @@
  * py_refs belongs to the GIL. No function here needs the GIL or calls Python.
  *
  * Lives: a batch is counted by its lane or its place in flight, by lane.last, and once for all Python
- * receipts; a lane by its owner and its batches. The outlet outlives its lanes' batches' use of it.
+ * receipts; a lane by its owner and its batches; an outlet by its owner and its lanes. Python clears cycles in
+ * any order, so nothing here relies on who is freed first.
  */
 #ifndef SHMB_PRODUCER_LANES_H
 #define SHMB_PRODUCER_LANES_H
@@ -24,6 +25,7 @@
 
 #include "batch.h"
 #include "ingress.h"
+#include "shm.h"
 
 /* ---- Cheap time ------------------------------------------------------------------------------- */
 
@@ -144,6 +146,8 @@ struct shmb_pbatch {
 
 struct shmb_outlet {
     shmb_a32 lock;
+    shmb_a32 refs;                 /* its Python owner, and each lane */
+    size_t receipts_bytes;         /* of the mapping */
     uint32_t open_count;           /* lanes with an open batch */
     struct shmb_lane *open;        /* list of them */
     struct shmb_ingress ring;
@@ -209,9 +213,26 @@ enum shmb_put {
 
 /* ---- Lives ------------------------------------------------------------------------------------ */
 
+static inline void shmb_outlet_hold(struct shmb_outlet *o)
+{
+    atomic_fetch_add_explicit(&o->refs, 1, memory_order_relaxed);
+}
+static inline void shmb_outlet_release(struct shmb_outlet *o)
+{
+    if (atomic_fetch_sub_explicit(&o->refs, 1, memory_order_acq_rel) == 1) {
+        if (o->ring.head)
+            shmb_unmap_double(o->ring.head, SHMB_PAGE, o->ring.capacity);
+        if (o->ring.back)
+            munmap(o->ring.back, o->receipts_bytes);
+        free(o->inflight);
+        free(o);
+    }
+}
 static inline void shmb_lane_release(struct shmb_lane *l)
 {
     if (atomic_fetch_sub_explicit(&l->refs, 1, memory_order_acq_rel) == 1) {
+        if (l->out)
+            shmb_outlet_release(l->out);
         free(l->staging);
         free(l);
     }
@@ -725,6 +746,28 @@ static inline enum shmb_put shmb_lane_flush(struct shmb_lane *l)
     return rc;
 }
 
+/* Drops all that the lane holds: its owner is going, and no receipt is left. */
+static inline void shmb_pbatch_release_list(struct shmb_pbatch *b)
+{
+    while (b) {
+        struct shmb_pbatch *next = b->next;
+        shmb_pbatch_release(b);
+        b = next;
+    }
+}
+static inline void shmb_lane_forget(struct shmb_lane *l)
+{
+    struct shmb_outlet *o = shmb_lane_lock(l);
+    if (l->open)
+        shmb_lane_unopen(l);
+    if (l->last)
+        shmb_pbatch_release(l->last);
+    shmb_pbatch_release_list(l->failed);
+    shmb_pbatch_release_list(l->waiting);
+    l->last = l->failed = l->failed_last = l->waiting = l->waiting_last = NULL;
+    shmb_unlock(&o->lock);
+}
+
 /* What a waiter for one batch has to do next. */
 struct shmb_look {
     uint32_t state;
@@ -806,6 +849,8 @@ static inline void shmb_lane_move(struct shmb_lane *l, struct shmb_outlet *to)
     if (l->open)
         shmb_outlet_add_open(to, l);
     shmb_unlock(&to->lock);
+    shmb_outlet_hold(to);
+    shmb_outlet_release(o);
 }
 static inline void shmb_lane_move_end(struct shmb_lane *l)
 {

@@ -9,6 +9,7 @@ DEFAULT_RING_BYTES = 1 << 20
 DEFAULT_SLOTS = 256
 
 
+@cython.no_gc  # the client thread uses what its members map until __dealloc__ has removed it
 @cython.final
 cdef class Outlet:
     """One ingress ring and its receipts, mapped. Made and kept by Outlets."""
@@ -19,6 +20,7 @@ cdef class Outlet:
         self.o = <shmb_outlet *>calloc(1, sizeof(shmb_outlet))
         if self.o == NULL:
             raise MemoryError()
+        shmb_poke32(&self.o.refs, 1)
         self.writer = writer
         self.table = connection.table(writer)
         self.park = connection.park
@@ -26,24 +28,28 @@ cdef class Outlet:
         said = connection.request("open_ingress", writer=writer, capacity=capacity, slots=slots)
         cdef uint64_t ident = said["ingress"]
         cdef uint64_t granted = said["capacity"]
+        cdef void *ring_at
+        cdef void *receipts_at
         ring = connection.open_object(f"i{ident}", shm.KIND_INGRESS, writable=True)
         try:
-            self._ring = shmb_map_double(ring.fileno(), SHMB_PAGE, granted, 1)
+            ring_at = shmb_map_double(ring.fileno(), SHMB_PAGE, granted, 1)
             self._ring_path = "/dev/shm" + ring.name
             self._ring_inode = os.fstat(ring.fileno()).st_ino
         finally:
             ring.close()
-        if self._ring == NULL:
+        if ring_at == NULL:
             raise MemoryError(f"ingress ring {ident} can't be mapped")
+        self.o.ring.head = <shmb_ingress_head *>ring_at
+        self.o.ring.capacity = granted
         receipts = connection.open_object(f"r{ident}", shm.KIND_RECEIPTS)
         try:
-            self._receipts_bytes = receipts.bytes
-            self._receipts = shmb_map(receipts.fileno(), self._receipts_bytes, 0)
+            self.o.receipts_bytes = receipts.bytes
+            receipts_at = shmb_map(receipts.fileno(), self.o.receipts_bytes, 0)
         finally:
             receipts.close()
-        if self._receipts == NULL:
+        if receipts_at == NULL:
             raise MemoryError(f"receipts {ident} can't be mapped")
-        shmb_ingress_init(&self.o.ring, self._ring, self._receipts, <shmb_a32 *>park, writer, ident)
+        shmb_ingress_init(&self.o.ring, ring_at, receipts_at, <shmb_a32 *>park, writer, ident)
         self.o.inflight = <shmb_pbatch **>calloc(self.o.ring.slots, sizeof(shmb_pbatch *))
         if self.o.inflight == NULL:
             raise MemoryError()
@@ -59,15 +65,13 @@ cdef class Outlet:
             return
         shmb_tender_remove(self.o)
         if self.o.inflight != NULL:
+            shmb_lock(&self.o.lock)
             for i in range(self.o.ring.slots):
                 if self.o.inflight[i] != NULL:
                     shmb_pbatch_release(self.o.inflight[i])
-            free(self.o.inflight)
-        if self._ring != NULL:
-            shmb_unmap_double(self._ring, SHMB_PAGE, self.o.ring.capacity)
-        if self._receipts != NULL:
-            munmap(self._receipts, self._receipts_bytes)
-        free(self.o)
+                    self.o.inflight[i] = NULL
+            shmb_unlock(&self.o.lock)
+        shmb_outlet_release(self.o)
 
     cdef bint _same(self):
         try:
@@ -394,6 +398,7 @@ cdef _place(Lanes topic, shmb_lane *lane, info, Outlet outlet, bint move):
     if move:
         shmb_lane_move(lane, outlet.o)
     else:
+        shmb_outlet_hold(outlet.o)
         lane.out = outlet.o
 
 

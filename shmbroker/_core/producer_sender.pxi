@@ -20,13 +20,12 @@ cdef class Lanes:
     def __dealloc__(self):
         cdef int32_t p
         cdef shmb_lane *lane
-        cdef shmb_outlet *o
         if self._generation != shmb_fork_generation or self.lanes == NULL:
             return
         for p in range(self.partitions):
             lane = self.lanes[p]
             if lane != NULL:
-                _forget(lane)
+                shmb_lane_forget(lane)
                 shmb_lane_release(lane)
         free(self.lanes)
 
@@ -104,29 +103,6 @@ cdef class Lanes:
             lane.sequence = 0
             shmb_lane_move_end(lane)
         return 0
-
-
-cdef _forget(shmb_lane *lane):
-    """Drops what a lane holds of its batches; an open one is published if there is room."""
-    cdef shmb_pbatch *b
-    cdef shmb_outlet *o
-    shmb_lane_flush(lane)
-    o = shmb_lane_lock(lane)
-    b = lane.last
-    lane.last = NULL
-    if b != NULL:
-        shmb_pbatch_release(b)
-    while lane.failed != NULL:
-        b = lane.failed
-        lane.failed = b.next
-        shmb_pbatch_release(b)
-    lane.failed_last = NULL
-    while lane.waiting != NULL:
-        b = lane.waiting
-        lane.waiting = b.next
-        shmb_pbatch_release(b)
-    lane.waiting_last = NULL
-    shmb_unlock(&o.lock)
 
 
 @cython.final
