@@ -56,6 +56,7 @@ class Served:
     checkpointed_at: float = 0.0
     started: bool = False
     segment_since_ms: dict[int, float] = field(default_factory=dict)
+    _sealed: dict[int, tuple[int, int]] = field(default_factory=dict)  # base -> bytes, newest
 
     @property
     def unsaved_bytes(self) -> int:
@@ -95,18 +96,26 @@ class Served:
         log, part = self._both()
         base = part.roll_waits
         if base is not None:
+            self._note_sealed()
             part.rolled(log.roll(base).fd)
 
     def seal(self) -> None:
-        """Finishes the segment before the active one."""
+        """Finishes the segments whose last write is durable."""
         log, part = self._both()
         self.collect_index()
-        base, nbytes, max_timestamp = part.sealed
-        for segment in log.segments:
-            if segment.base_offset == base:
-                log.seal(segment, nbytes, max_timestamp)
+        self._note_sealed()
+        noted, self._sealed = self._sealed, {}
+        for segment in list(log.sealing):
+            if segment.base_offset in noted:
+                log.seal(segment, *noted[segment.base_offset])
                 self.checkpointed_bytes = part.appended_bytes
-                return
+
+    def _note_sealed(self) -> None:
+        """Remembers what the engine says of the last switch: naming a segment allows the next."""
+        _, part = self._both()
+        base, nbytes, max_timestamp = part.sealed
+        if nbytes:
+            self._sealed[base] = (nbytes, max_timestamp)
 
     def collect_index(self) -> None:
         """Takes the index entries that the sequencer has gathered to the index files."""
@@ -161,6 +170,7 @@ class Served:
             found |= self.log.describe()
             for name in ("log_start_offset", "log_end_offset", "state"):
                 del found[name]  # the table's are newer
+            found["reason"] = self.reason  # recovery's, until something newer is to be said
         return found
 
     def close(self, engine: core.Engine, rings: Rings) -> None:

@@ -28,7 +28,7 @@ from shmbroker.config import TopicSettings
 from shmbroker.control import messages
 from shmbroker.control.datadir import lock_shared
 from shmbroker.control.plan import WriterSpec
-from shmbroker.log.files import sync_directory
+from shmbroker.log.files import FULL, disk_full, sync_directory
 from shmbroker.log.iomode import detect_io_mode
 from shmbroker.workers.lifecycle import adopt_parent
 from shmbroker.workers.loop import Loop
@@ -329,11 +329,12 @@ class Writer:
                 part.done(bit)
                 try:
                     step()
-                except errors.DiskFull as error:
-                    self._no_space(served, bit, error)
                 except (OSError, errors.ShmbrokerError) as error:
-                    self._offline(served, error)
-                    return
+                    full = _as_full(served, error)
+                    if full is None:
+                        self._offline(served, error)
+                        return
+                    self._no_space(served, bit, full)
 
     def _provide(self, served: Served) -> None:
         part = served.part
@@ -365,6 +366,7 @@ class Writer:
             _log.warning(
                 "partition waits for disk space", partition=served.place.name, reason=str(error)
             )
+            self._tell_state(served)
         self._wait_for(served, bit, TICK_S)
 
     def _recovered(self, served: Served) -> None:
@@ -373,6 +375,7 @@ class Writer:
             served.reason = ""
             part.set_state("online")
             _log.info("partition has disk space again", partition=served.place.name)
+            self._tell_state(served)
 
     def _offline(self, served: Served, error: Exception) -> None:
         served.reason = f"{served.place.name}: {error}"
@@ -449,10 +452,20 @@ class Writer:
     def _guard(self, served: Served, step: Callable[[], object]) -> None:
         try:
             step()
-        except errors.DiskFull as error:
-            _log.warning("no disk space", partition=served.place.name, reason=str(error))
         except (OSError, errors.ShmbrokerError) as error:
-            self._offline(served, error)
+            if _as_full(served, error) is None:
+                self._offline(served, error)
+            else:
+                _log.warning("no disk space", partition=served.place.name, reason=str(error))
+
+
+def _as_full(served: Served, error: Exception) -> errors.DiskFull | None:
+    """DiskFull for a full disk, however it was met; None for any other error."""
+    if isinstance(error, errors.DiskFull):
+        return error
+    if isinstance(error, OSError) and error.errno in FULL:
+        return disk_full(served.place.directory, "the files", error)
+    return None
 
 
 def main(spec: WriterSpec) -> None:

@@ -75,6 +75,7 @@ struct shmb_part {
     uint64_t last_disk_index;      /* file position of the last disk index entry */
     int64_t max_timestamp;
     int64_t max_timestamp_offset;
+    int64_t roll_max_timestamp;    /* of the segment that the pending roll ended */
     struct shmb_producers *producers;
     uint64_t ring_need;
     uint64_t alloc_need;           /* WANT_ALLOC: file bytes that must be reserved at least */
@@ -103,7 +104,8 @@ struct shmb_part {
     int next_fd;
     uint64_t flush_base_position;
     int64_t flush_base_offset;
-    int64_t sealed_base_offset;    /* the segment that WANT_SEAL speaks of, and its length */
+    int64_t sealed_base_offset;    /* the segment that WANT_SEAL speaks of, and its length; the next
+                                    * switch, which needs the next shmb_part_rolled, overwrites it */
     uint64_t sealed_bytes;
     int64_t sealed_max_timestamp;
     int failed_errno;

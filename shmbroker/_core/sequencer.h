@@ -98,7 +98,7 @@ static inline void shmb_roll(struct shmb_engine *e, struct shmb_part *p)
     p->append_position = shmb_align_up(p->log_end, p->unit);
     p->append_base_position = p->append_position;
     p->append_base_offset = p->next_offset;
-    p->sealed_max_timestamp = p->max_timestamp;
+    p->roll_max_timestamp = p->max_timestamp;
     p->max_timestamp = -1;
     p->max_timestamp_offset = p->next_offset;
     p->last_disk_index = 0;
