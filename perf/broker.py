@@ -150,18 +150,24 @@ class Broker:
             raise RuntimeError(f"the broker ended with {code}:\n" + "\n".join(self._said[-20:]))
         return took
 
-    def kill(self) -> None:
-        """SIGKILL to every process of it; returns when all are gone. Twice is fine."""
-        if self._process is None:
-            return
-        with contextlib.suppress(psutil.NoSuchProcess):
+    def signal_kill(self) -> list[psutil.Process]:
+        """SIGKILL to every process of it, which are returned; waits for nothing. Any thread's."""
+        found: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess, AssertionError):
             found = self.processes()
-            for process in found:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            self._process.wait()
-            psutil.wait_procs(found, timeout=10)
-        self._process.wait()
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        return found
+
+    def kill(self) -> None:
+        """The same, and returns when all are gone. Twice is fine."""
+        process = self._process
+        if process is None:
+            return
+        found = self.signal_kill()
+        process.wait()
+        psutil.wait_procs(found, timeout=10)
         self._forget()
 
     def _forget(self) -> None:

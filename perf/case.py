@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from shmbroker.perf.broker import Broker
+from shmbroker.perf.guard import DiskGuard
 from shmbroker.perf.report import Row
 from shmbroker.perf.rounds import Plan
 
@@ -50,14 +51,17 @@ SMOKE: Final = Sizes(
 class Bench:
     """One run: its directory, its sizes, and the brokers that its cases start."""
 
-    def __init__(self, home: Path, sizes: Sizes, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, home: Path, sizes: Sizes, say: Callable[[str], None], guard: DiskGuard
+    ) -> None:
         self.home = home
+        self._guard = guard
         self.sizes = sizes
         self.say = say
 
     def broker(self, config: str = "") -> Broker:
         """A broker with a data directory of its own, up on entry, removed on exit."""
-        return Broker(self.home, config)
+        return self._guard.add(Broker(self.home, config))
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,11 @@ from shmbroker.perf import machine
 from shmbroker.perf.broker import private_places
 from shmbroker.perf.case import SMOKE, Bench, Case, Sizes
 from shmbroker.perf.cases import ALL
+from shmbroker.perf.guard import DiskGuard
 from shmbroker.perf.report import Row, print_rows, write_json
 
-_MARGIN_BYTES: Final = 1 << 30
+_MARGIN_BYTES: Final = 10 << 30  # others use the disk too
+_MARGIN_SMOKE_BYTES: Final = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ def run(options: Options, console: Console) -> list[Row]:
 
 
 def _one(case: Case, home: Path, sizes: Sizes, console: Console) -> list[Row]:
-    needed = case.disk_bytes(sizes) + _MARGIN_BYTES
+    margin = _MARGIN_SMOKE_BYTES if sizes.smoke else _MARGIN_BYTES
+    needed = case.disk_bytes(sizes) + margin
     free = shutil.disk_usage(home).free
     if free < needed:
         short = f"needs {needed / 1e9:.1f} GB in {home.parent}, {free / 1e9:.1f} GB are free"
@@ -100,9 +103,14 @@ def _one(case: Case, home: Path, sizes: Sizes, console: Console) -> list[Row]:
     def say(what: str) -> None:
         console.print(f"  {what}", highlight=False, markup=False, style="dim")
 
+    guard = DiskGuard(home, margin)
     try:
-        rows = case.run(Bench(home, sizes, say))
+        with guard:
+            rows = case.run(Bench(home, sizes, say, guard))
     except Exception as error:
+        if guard.tripped:
+            left = f"stopped: less than {margin / 1e9:.1f} GB were left in {home.parent}"
+            return [_without(case, left)]
         console.print(traceback.format_exc(), highlight=False, markup=False)
         return [_without(case, f"failed: {type(error).__name__}: {str(error)[-300:]}")]
     console.print(f"  {time.perf_counter() - began:.1f} s", highlight=False, style="dim")

@@ -65,7 +65,7 @@ def _run(bench: Bench) -> list[Row]:
     ready: list[float] = []
 
     def empty() -> float:
-        broker = Broker(bench.home)
+        broker = bench.broker()
         try:
             up, took = first_ack(broker, _TOPIC)
         finally:

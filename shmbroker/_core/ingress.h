@@ -58,10 +58,11 @@ static inline uint64_t shmb_ingress_room(const struct shmb_ingress *g)
 {
     return g->capacity - (g->published - shmb_observe(&g->back->tail));
 }
-/* The writer has taken everything that was published: it waits for us. */
+/* The writer has taken everything that was published: it waits for us. By receipts, which it stores just
+ * before the tail, so that whoever has seen a receipt finds the writer dry. */
 static inline int shmb_ingress_dry(const struct shmb_ingress *g)
 {
-    return shmb_peek(&g->back->tail) == g->published;
+    return shmb_peek(&g->back->receipts) == g->next_seq;
 }
 /* Whether another frame may go in flight. Counted from receipts taken, not from those written: a place
  * is free once we have read what stands in it. */

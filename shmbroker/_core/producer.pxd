@@ -232,6 +232,7 @@ cdef extern from "producer_lanes.h" nogil:
     void shmb_lane_forget(shmb_lane *l)
     void shmb_outlet_hold(shmb_outlet *o)
     void shmb_outlet_release(shmb_outlet *o)
+    void shmb_outlet_unmap_ring(shmb_outlet *o)
     void shmb_lane_settle(shmb_lane *l)
     void shmb_lane_hold_open(shmb_lane *l)
     void shmb_lane_pack(shmb_lane *l, const void *packed, uint32_t size)
@@ -275,7 +276,7 @@ cdef class Outlets:
     cdef uint32_t confirmed            # the value of `epoch` at the last confirm()
     cdef object mutex                  # RLock: opening, moving
     cdef dict by_writer                # writer -> Outlet
-    cdef list retired                  # kept mapped: waiters may still look at them
+    cdef list retired                  # their receipts stay mapped: waiters may still look at them
     cdef object states                 # WeakSet of Sender
     cdef uint32_t ring_bytes
     cdef uint32_t slots
@@ -323,8 +324,8 @@ cdef class Sender:
     cdef Lanes topic(self, str name)
     cdef int settle(self, shmb_pbatch *b, int64_t deadline_ns) except -1
     cdef int waited(self, int why, shmb_lane *lane, int64_t deadline_ns) except -1
-    cdef int unblock(self, int put, Lanes topic, shmb_lane *lane, uint64_t tail, uint64_t receipts,
-                     int64_t deadline_ns) except -1
+    cdef int unblock(self, int put, Lanes topic, shmb_lane *lane, const shmb_item *item, uint64_t tail,
+                     uint64_t receipts, int64_t deadline_ns) except -1
     cdef int compress(self, shmb_lane *lane) except -1
     cdef int seal(self, Lanes topic, shmb_lane *lane, int64_t deadline_ns) except -1
     cdef int send_slow(self, Lanes topic, shmb_lane *lane, const shmb_item *item, shmb_put rc,
@@ -333,7 +334,7 @@ cdef class Sender:
     cdef tend(self)
     cdef int new_id(self, shmb_lane *lane) except -1
     cdef int detached(self, shmb_outlet *o) except -1
-    cdef int enlarge(self, Lanes topic, shmb_lane *lane) except -1
+    cdef int enlarge(self, Lanes topic, shmb_lane *lane, uint64_t alone) except -1
 
 
 cdef class Receipt:

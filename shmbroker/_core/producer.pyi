@@ -17,7 +17,7 @@ class RecordMetadata(NamedTuple):
 
 class ManyMetadata(NamedTuple):
     topic: str
-    count: int  # records
+    records: int
     base_offsets: dict[int, int | None]  # by partition: of the first record there
     counts: dict[int, int]  # by partition: records
 

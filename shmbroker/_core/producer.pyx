@@ -50,7 +50,7 @@ cdef int64_t SPIN_DURABLE_NS = 250_000 if _MANY_CPUS else 0  # at most, for a wr
 cdef unsigned int _seed = (os.getpid() * 2654435761 ^ time.time_ns()) & 0x7fffffff
 
 RecordMetadata = namedtuple("RecordMetadata", "topic partition offset timestamp")
-ManyMetadata = namedtuple("ManyMetadata", "topic count base_offsets counts")
+ManyMetadata = namedtuple("ManyMetadata", "topic records base_offsets counts")
 
 shmb_ticks_calibrate()
 

@@ -173,7 +173,7 @@ struct shmb_lane {
     uint32_t slot_epoch;
     uint16_t acks;
     uint16_t codec;                /* SHMB_COMPRESSION_* */
-    uint32_t batch_limit;          /* bytes of a batch; at most max.message.bytes and half the ring */
+    uint32_t batch_limit;          /* bytes of a batch; at most max.message.bytes and what the ring holds */
     uint32_t batch_want;           /* bytes after which a batch is sealed though more would be allowed */
     uint64_t linger_ticks;
     int64_t producer_id;           /* -1: no sequences */
@@ -217,11 +217,17 @@ static inline void shmb_outlet_hold(struct shmb_outlet *o)
 {
     atomic_fetch_add_explicit(&o->refs, 1, memory_order_relaxed);
 }
+static inline void shmb_outlet_unmap_ring(struct shmb_outlet *o)
+{
+    if (o->ring.head)
+        shmb_unmap_double(o->ring.head, SHMB_PAGE, o->ring.capacity);
+    o->ring.head = NULL;
+    o->ring.data = NULL;
+}
 static inline void shmb_outlet_release(struct shmb_outlet *o)
 {
     if (atomic_fetch_sub_explicit(&o->refs, 1, memory_order_acq_rel) == 1) {
-        if (o->ring.head)
-            shmb_unmap_double(o->ring.head, SHMB_PAGE, o->ring.capacity);
+        shmb_outlet_unmap_ring(o);
         if (o->ring.back)
             munmap(o->ring.back, o->receipts_bytes);
         free(o->inflight);
@@ -695,7 +701,7 @@ static inline enum shmb_put shmb_lane_put(struct shmb_lane *l, const struct shmb
 /* When to seal at once, after a record was appended; under the lock. Only while the writer has run dry,
  * and then: a record that came by itself (nothing was sent for SHMB_APART_US), or enough gathered in
  * time or bytes. So a lone record leaves immediately, and a tight loop makes batches of what the
- * writer's pace allows. Figures: docs/producer.md. */
+ * writer's pace allows. */
 #define SHMB_APART_US 2u
 #define SHMB_GATHER_US 20u
 #define SHMB_GATHER_BYTES 32768

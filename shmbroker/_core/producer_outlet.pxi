@@ -373,8 +373,10 @@ cdef class _Move:
         shmb_unlock(&o.lock)
 
     cdef retire(self, Outlet old, bint lost):
+        """Its ring is unmapped; the rest stays for threads that are still waiting on its receipts."""
         old.retired = True
         shmb_tender_remove(old.o)
+        shmb_outlet_unmap_ring(old.o)
         self.outlets.retired.append(old)
         if not lost:
             try:
@@ -386,13 +388,13 @@ cdef class _Move:
 cdef _place(Lanes topic, shmb_lane *lane, info, Outlet outlet, bint move):
     """Sets where a lane's frames go: the ring, and the partition's slot in the writer's table."""
     cdef size_t table = outlet.table.address, park = outlet.park.address
-    cdef uint64_t half = outlet.o.ring.capacity // 2 - sizeof(shmb_frame)
+    cdef uint64_t most = outlet.o.ring.capacity - sizeof(shmb_frame)  # a frame may fill an empty ring
     lane.slot_index = info.slot
     lane.slot_epoch = info.slot_epoch
     lane.table = <void *>table
     lane.slot = shmb_table_slot(lane.table, lane.slot_index)
     lane.durable_word = (<shmb_a32 *>park) + shmb_park_durable(info.writer, info.slot) * (SHMB_LINE // 4)
-    lane.batch_limit = <uint32_t>min(topic.max_bytes, half)
+    lane.batch_limit = <uint32_t>min(topic.max_bytes, most)
     lane.batch_want = min(lane.batch_limit, topic.sender.batch_bytes, <uint32_t>(outlet.o.ring.capacity // 4))
     lane.stale = 0
     if move:

@@ -228,8 +228,8 @@ cdef class Sender:
             elif not self.waited(why, lane, deadline_ns):
                 return shmb_pbatch_settled(b)
 
-    cdef int unblock(self, int put, Lanes topic, shmb_lane *lane, uint64_t tail, uint64_t receipts,
-                     int64_t deadline_ns) except -1:
+    cdef int unblock(self, int put, Lanes topic, shmb_lane *lane, const shmb_item *item, uint64_t tail,
+                     uint64_t receipts, int64_t deadline_ns) except -1:
         """Does what `put` asks for, so that the caller can try again; BufferFull at the deadline."""
         cdef shmb_waiter w
         cdef int why
@@ -256,7 +256,7 @@ cdef class Sender:
         elif put == SHMB_PUT_DETACHED:
             self.detached(o)
         elif put == SHMB_PUT_TOO_LARGE:
-            self.enlarge(topic, lane)
+            self.enlarge(topic, lane, shmb_item_alone(item))
         elif put == SHMB_PUT_NO_MEMORY:
             raise MemoryError("no memory for a batch")
         return 0
@@ -274,7 +274,7 @@ cdef class Sender:
                     self.after_slow(topic, lane, after)
                 return 0
             if not first or rc != SHMB_PUT_NO_ROOM:
-                self.unblock(rc, topic, lane, tail, receipts, deadline_ns)
+                self.unblock(rc, topic, lane, item, tail, receipts, deadline_ns)
                 self.usable()
             first = False
             tail = shmb_observe(&lane.out.ring.back.tail)
@@ -354,16 +354,21 @@ cdef class Sender:
                     self.outlets._move([outlet], False, 0)
         return 0
 
-    cdef int enlarge(self, Lanes topic, shmb_lane *lane) except -1:
-        """A ring of which half holds the largest batch of the topic."""
+    cdef int enlarge(self, Lanes topic, shmb_lane *lane, uint64_t alone) except -1:
+        """A ring of which half holds the topic's largest batch, or as much of one as the broker grants."""
         cdef Outlet outlet
         cdef uint64_t capacity = 1 << 16
         while capacity // 2 - sizeof(shmb_frame) < topic.max_bytes:
             capacity *= 2
         with self.outlets.mutex:
             for outlet in list(self.outlets.by_writer.values()):
-                if outlet.o == lane.out and outlet.o.ring.capacity < capacity:
+                if outlet.o == lane.out and alone > lane.batch_limit:
                     self.outlets._move([outlet], False, capacity)
+        if alone > lane.batch_limit:
+            raise errors.RecordTooLarge(
+                f"a record that takes {alone} bytes as a batch does not fit the ring of "
+                f"{lane.out.ring.capacity} bytes that the broker grants; split the record",
+                size_bytes=alone, limit_bytes=lane.batch_limit)
         return 0
 
     # ---- Flushing ----
@@ -381,7 +386,7 @@ cdef class Sender:
             if shmb_now_ns() >= deadline_ns:
                 return 0
             try:
-                self.unblock(rc, topic, lane, tail, receipts, deadline_ns)
+                self.unblock(rc, topic, lane, NULL, tail, receipts, deadline_ns)
             except errors.BufferFull:
                 return 0
 

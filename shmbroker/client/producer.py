@@ -1,7 +1,7 @@
 """The synchronous producer: options, flushing and closing around the core's send().
 
-Owns: the meaning of the options, and who is told of failed records: every failure is raised once, by
-its receipt, or by flush(), close() or the end of the `with` block if nobody looked at the receipt.
+Owns: the meaning of the options, and who is told of failed records: every failure is raised once,
+by its receipt, or, if nobody looked at that, by flush(), close() or the end of the `with` block.
 
 Threads: every method is thread-safe. A forked child gets ForkedError, its destructors do nothing.
 Rings belong to the client's connection and are shared by its producers.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Acks = Literal["durable", "memory", "none"]
 Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
-BATCH_BYTES: Final = 128 * 1024  # measured: docs/producer.md
+BATCH_BYTES: Final = 128 * 1024  # 64 to 256 KiB measure alike
 _LARGEST_BATCH_BYTES: Final = 32 << 20
 
 _outlets: weakref.WeakKeyDictionary[Connection, Outlets] = weakref.WeakKeyDictionary()
@@ -99,15 +99,15 @@ class Producer(ProducerBase):
     def flush(self, timeout: float | None = None) -> None:
         """Returns when every record sent before is acknowledged as `acks` asks for.
 
-        `timeout` in seconds, delivery_timeout_ms by default. Raises TimedOut, OutcomeUnknown without
-        a timeout of yours, BrokerGone, and DeliveryError if a record failed and nobody looked.
+        `timeout` in seconds; delivery_timeout_ms by default. Raises TimedOut (OutcomeUnknown when
+        that default has passed), BrokerGone, and DeliveryError for failures nobody looked at.
         """
         self._sender_state.check()
         self._flush(timeout)
         self._report()
 
     def close(self, timeout: float | None = None) -> None:
-        """flush(), then no more: ends other threads' waits in send() with ClosedError. Twice is fine."""
+        """flush(), then no more: ends waits of other threads' send() with ClosedError."""
         state = self._sender_state
         if state.forked:
             raise ForkedError("this producer")
@@ -162,7 +162,9 @@ class Producer(ProducerBase):
             return
         state.publish()
         state.close()
-        warnings.warn(f"unclosed {self!r}: call close()", ResourceWarning, source=self, stacklevel=2)
+        warnings.warn(
+            f"unclosed {self!r}: call close()", ResourceWarning, source=self, stacklevel=2
+        )
 
     def __repr__(self) -> str:
         return f"<Producer {'closed' if self._closed else 'open'} at {id(self):#x}>"

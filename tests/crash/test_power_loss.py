@@ -116,7 +116,8 @@ def faults(content: Content, truth: Truth) -> list[str]:
     wrong = []
     by_values = {s.values: s for s in truth.sent}
     for slot, batches in content.items():
-        at, epoch, seen, last = 0, 0, set(), {}
+        at, epoch, seen = 0, 0, set[tuple[bytes, ...]]()
+        last: dict[tuple[int, bytes], int] = {}
         for base, leader_epoch, values in batches:
             if base != at:
                 wrong.append(f"{slot}: offset {base} follows {at}")

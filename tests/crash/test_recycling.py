@@ -244,11 +244,11 @@ def _eof(pipe: Connection) -> bool:
 @pytest.mark.parametrize("seed", range(2))
 def test_no_reader_ever_sees_a_foreign_byte(log: Log, tmp_path: Path, seed: int) -> None:
     print(f"seed {seed}")
-    storm(log, tmp_path, seed, 200)
+    storm(log, tmp_path, seed, 100)
 
 
 @pytest.mark.crash_long
 @pytest.mark.parametrize("seed", range(10, 16))
 def test_no_reader_ever_sees_a_foreign_byte_at_length(log: Log, tmp_path: Path, seed: int) -> None:
     print(f"seed {seed}")
-    storm(log, tmp_path, seed, 4000)
+    storm(log, tmp_path, seed, 1000)

@@ -45,9 +45,8 @@ class RawClient:
         (found,) = self.ask("metadata", topics=[topic])["topics"][topic]["partitions"]
         self.writer, self.slot, self.epoch = found["writer"], found["slot"], found["slot_epoch"]
         ring = self.ask("open_ingress", writer=self.writer, capacity=capacity, slots=slots)
-        self.ingress, self.capacity, self.slots = (
-            ring[name] for name in ("ingress", "capacity", "slots")
-        )
+        self.ingress = int(ring["ingress"])
+        self.capacity, self.slots = int(ring["capacity"]), int(ring["slots"])
         self.ring = self._map(f"i{self.ingress}")
         self.answers = self._map(f"r{self.ingress}")
         self._park = self._map("p")
@@ -60,7 +59,7 @@ class RawClient:
         self._control.send(
             json.dumps({"v": 1, "id": next(self._ids), "op": op, **who, **args}).encode()
         )
-        assert self._control.poll(LIMIT_S * 1000)
+        assert self._control.poll(int(LIMIT_S * 1000))
         answer = json.loads(self._control.recv())
         assert "ok" in answer, answer
         ok: dict[str, Any] = answer["ok"]
@@ -112,6 +111,15 @@ class RawClient:
     def error(self, seq: int) -> int:
         """The error in a frame's receipt."""
         return int(RECEIPT.unpack_from(self.answers, PAGE + 64 * (seq % self.slots))[2])
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be written."""
+        return self.capacity - (self.head - self.word(64))
+
+    def is_judged(self) -> bool:
+        """Whether all that was published is consumed, or the ring dropped."""
+        return self.word(80) != 0 or self.word(64) == self.head
 
     def close(self) -> None:
         """Hangs up, as a process does that dies."""

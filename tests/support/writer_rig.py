@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -126,7 +127,7 @@ class Station:
             part.done(bits)
             steps: tuple[tuple[int, Callable[[], object]], ...] = (
                 (core.WANT_ROLL, served.roll),
-                (core.WANT_RING, lambda s=served: self._provide(s)),
+                (core.WANT_RING, partial(self._provide, served)),
                 (core.WANT_ALLOC, served.extend),
                 (core.WANT_NEXT, served.prepare_next),
                 (core.WANT_SEAL, served.seal),
@@ -301,7 +302,7 @@ def batches_of(
             while at < len(data):
                 info = next_batch(data, at)
                 assert info is not None
-                values = tuple(decode_values(data[at : at + info.size]))
+                values = tuple(v or b"" for v in decode_values(data[at : at + info.size]))
                 found.append((info.base_offset, info.leader_epoch, values))
                 at += info.size
                 start = info.base_offset + len(values)

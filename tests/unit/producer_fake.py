@@ -6,7 +6,6 @@ The shared objects are real ones under /dev/shm, the writer is producer_fake.c i
 from __future__ import annotations
 
 import ctypes
-
 import os
 import secrets
 import subprocess
