@@ -90,17 +90,18 @@ class Rings:
         the frame can't go on without; try again when others have drained. When only growth was
         refused, the partition asks no more until `allow_growth`.
         """
-        present, need = part.ring_bytes, part.ring_need
+        present, need, must = part.ring_bytes, part.ring_need, part.ring_must
         wanted = self._capacity_for(need, present)
         least = max(_power(need), self._memory.ring_min_bytes) if not present else 2 * present
         while wanted >= least:
-            if self._make_room(wanted, part):
+            fits = self._make_room if must > present else self._may_grow
+            if fits(wanted, part):
                 return self._change(part, wanted, tail)
             wanted //= 2
         if present:
             part.set_ring_ceiling(present)
             self._refused.add(part.slot)
-        return present >= need
+        return present >= must
 
     def allow_growth(self) -> None:
         """Lets those ask again that were refused growth."""
@@ -157,6 +158,12 @@ class Rings:
         self.drop(part.slot)
         self._rings[part.slot] = Ring(made, capacity, part.appended_bytes, time.monotonic())
         self.used_bytes += shm.log_bytes(capacity)
+
+    def _may_grow(self, capacity: int, part: Partition) -> bool:
+        """Growth for speed takes nobody's ring away and leaves half of the budget to first rings:
+        otherwise partitions in turn take each other's, at the price of a drain and a map each."""
+        more = shm.log_bytes(capacity) - shm.log_bytes(part.ring_bytes)
+        return self.used_bytes + more <= self.budget_bytes // 2
 
     def _make_room(self, capacity: int, part: Partition) -> bool:
         """Whether `capacity` fits the budget, after taking idle rings away if it must be."""

@@ -104,17 +104,19 @@ class Served:
         log, part = self._both()
         self.collect_index()
         self._note_sealed()
-        noted, self._sealed = self._sealed, {}
         for segment in list(log.sealing):
-            if segment.base_offset in noted:
-                log.seal(segment, *noted[segment.base_offset])
+            noted = self._sealed.get(segment.base_offset)
+            if noted is not None:
+                log.seal(segment, *noted)
+                del self._sealed[segment.base_offset]
                 self.checkpointed_bytes = part.appended_bytes
 
     def _note_sealed(self) -> None:
         """Remembers what the engine says of the last switch: naming a segment allows the next."""
         _, part = self._both()
         base, nbytes, max_timestamp = part.sealed
-        if nbytes:
+        log = self.log
+        if log is not None and any(s.base_offset == base for s in log.sealing):
             self._sealed[base] = (nbytes, max_timestamp)
 
     def collect_index(self) -> None:

@@ -120,7 +120,7 @@ class Writer:
         for place in places:
             started = time.monotonic()
             served = self._opener.open(place, adopt=adopt)
-            self._served[place.slot] = served
+            self._serve(served)
             opened.append(self._opened(served) | {"seconds": time.monotonic() - started})
         if not request.optional("more", bool):
             if adopt:
@@ -128,6 +128,12 @@ class Writer:
                     self._opener.forget(slot)
             self._start_threads()
         return {"partitions": opened}
+
+    def _serve(self, served: Served) -> None:
+        self._served[served.place.slot] = served
+        if served.log is not None:
+            writers = max(1, len(self._spec.cpus_allowed) - 1)  # as many as us, at most
+            served.log.sharers = len(self._served) * writers
 
     def _opened(self, served: Served) -> dict[str, Any]:
         recovery = None if served.log is None else served.log.recovery
@@ -168,7 +174,7 @@ class Writer:
     def _assign(self, request: messages.Request) -> Mapping[str, Any]:
         place = self._place(request.args)
         served = self._opener.open(place, adopt=False)
-        self._served[place.slot] = served
+        self._serve(served)
         return self._opened(served)
 
     def _unassign(self, request: messages.Request) -> Mapping[str, Any]:

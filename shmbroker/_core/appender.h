@@ -189,7 +189,11 @@ static inline int shmb_flush_step(struct shmb_engine *e, struct shmb_part *p, ui
         shmb_fail(e, p, why);
         return 0;
     }
-    shmb_poke(&s->write_ns, (shmb_peek(&s->write_ns) * 7 + (uint64_t)took) / 8);
+    /* One slow write (a journal commit, a neighbour) says little about the next: it counts as four. */
+    uint64_t mean = shmb_peek(&s->write_ns), sample = (uint64_t)took;
+    if (mean && sample > 4 * mean)
+        sample = 4 * mean;
+    shmb_poke(&s->write_ns, (mean * 7 + sample) / 8);
     shmb_poke(&s->busy_ns, shmb_peek(&s->busy_ns) + (uint64_t)took);
     shmb_set_durable(p, end, offset);
     shmb_park_wake(p->durable_word);

@@ -78,6 +78,7 @@ struct shmb_part {
     int64_t roll_max_timestamp;    /* of the segment that the pending roll ended */
     struct shmb_producers *producers;
     uint64_t ring_need;
+    uint64_t ring_must;            /* what the frame at hand can't do without, bytes; 0: only faster */
     uint64_t alloc_need;           /* WANT_ALLOC: file bytes that must be reserved at least */
     uint64_t ring_ceiling;         /* a full ring asks to grow only while it is smaller */
     int32_t leader_epoch;

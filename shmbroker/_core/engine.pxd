@@ -74,6 +74,7 @@ cdef extern from "housekeep.h" nogil:
         uint64_t max_message_bytes
         uint64_t index_interval_bytes
         uint64_t ring_need
+        uint64_t ring_must
         uint64_t alloc_need
         uint64_t ring_ceiling
         int64_t max_timestamp

@@ -420,6 +420,11 @@ cdef class Partition:
         return self.p.ring_need
 
     @property
+    def ring_must(self):
+        """The part of `ring_need` that a waiting frame can't do without; 0: growth would only be faster."""
+        return self.p.ring_must
+
+    @property
     def alloc_need(self):
         """Bytes of the active segment that must be reserved at least."""
         return self.p.alloc_need

@@ -117,7 +117,7 @@ static inline void shmb_part_install(struct shmb_part *p, uint8_t *object, uint6
     p->entries_count = object ? shmb_log_index_entries(capacity) : 0;
     p->index_head = 0;
     p->index_all = 1;
-    p->ring_need = 0;
+    p->ring_need = p->ring_must = 0;
     if (tail_bytes)
         memcpy(p->data + (p->log_end - tail_bytes) % capacity, tail, tail_bytes);
     shmb_publish(&s->index_head, 0);

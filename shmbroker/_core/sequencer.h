@@ -121,7 +121,7 @@ static inline enum shmb_block shmb_make_room(struct shmb_engine *e, struct shmb_
     if (p->held)
         return SHMB_BLOCK_NO_RING;
     if (!p->data || bytes + p->unit > p->capacity) {
-        p->ring_need = bytes + p->unit;
+        p->ring_need = p->ring_must = bytes + p->unit;
         shmb_want(e, p, SHMB_WANT_RING);
         return SHMB_BLOCK_NO_RING;
     }

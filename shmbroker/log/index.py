@@ -65,8 +65,15 @@ class SegmentIndex:
         """Hands what is buffered to the kernel."""
         for path, data in ((self.offset_path, self._offsets), (self.time_path, self._times)):
             if data:
-                with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as fd:
-                    os.write(fd, data)
+                with _opened(path, os.O_WRONLY | os.O_CREAT) as fd:
+                    size = os.fstat(fd).st_size
+                    try:
+                        files.write_all(fd, data, size)
+                    except OSError as error:
+                        os.ftruncate(fd, size)  # no half entry; it is tried again as it is
+                        if error.errno in files.FULL:
+                            raise files.disk_full(path, "index entries", error) from error
+                        raise
                 data.clear()
                 self._unsynced = True
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from shmbroker.errors import OffsetOutOfRange, PartitionReadOnly
+from shmbroker.errors import DiskFull, OffsetOutOfRange, PartitionReadOnly
 from shmbroker.log import (
     allocate,
     checkpoint,
@@ -66,6 +66,9 @@ class PartitionLog:
         self.leader_epoch = found.leader_epoch
         self.epoch_history = found.epochs
         self.sealing: list[Segment] = []  # rolled, `seal` is still to come
+        self.sharers = (
+            1  # partitions on this disk: the quarter of it that may be reserved is theirs
+        )
         self._reach = write_reach_bytes
         self._clock = clock
         self._on_disk = found.checkpoint
@@ -195,14 +198,14 @@ class PartitionLog:
     def extend(self, needed_end_bytes: int) -> int:
         """Reserves space in the active segment up to needed_end_bytes at least, in doubling steps;
         returns the new allocated_bytes. Raises DiskFull (nothing changed), OSError."""
-        return self._active().extend(needed_end_bytes, self._ceiling())
+        return self._active().extend(needed_end_bytes, self._ceiling(), self.sharers)
 
     def prepare_next(self) -> None:
         """Makes the next segment's file ready: a recycled one, or a fresh one with its first space
         (as much as the active one has). Idempotent. Raises DiskFull, OSError."""
         self._refuse_readonly()
         first = self._active().allocated_bytes if self.segments else allocate.STEP_MIN_BYTES
-        self._next.prepare(min(first, allocate.STEP_MAX_BYTES), self._ceiling())
+        self._next.prepare(min(first, allocate.STEP_MAX_BYTES), self._ceiling(), self.sharers)
 
     def roll(self, base_offset: int) -> Segment:
         """The prepared file becomes the active segment; returns when its name is durable. The one
@@ -315,7 +318,13 @@ class PartitionLog:
             return None
         start = max(self.log_start_offset, self.segments[count].base_offset)
         moved = start != self.log_start_offset
-        self._move_start(start)
+        try:
+            self._move_start(start)
+        except DiskFull:  # what was kept for later makes the room that freeing needs
+            self._next.close()
+            while self._recycled:
+                os.unlink(os.path.join(self.directory, self._recycled.pop()))
+            self._move_start(start)
         for segment in self.segments[:count]:
             recycle = segment.size >= self.settings.segment_bytes // 2
             retire(segment, recycle=recycle, kept=self._recycled)

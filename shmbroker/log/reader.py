@@ -92,6 +92,10 @@ class SegmentReader:
         the next one); None when there is none before `limit`."""
         base = self._base_of(offset)
         while base is not None:
+            if self._segment(base) is None:  # retired since it was listed: the offset may be gone
+                self._refresh()
+                base = self._base_of(offset)
+                continue
             found = self._locate_in(base, offset, limit)
             if found is not None:
                 return base, found

@@ -75,7 +75,7 @@ class NextSegment:
         """Size of the prepared file; 0 when there is none."""
         return os.fstat(self._fd).st_size if self.ready else 0
 
-    def prepare(self, first_bytes: int, ceiling: int) -> None:
+    def prepare(self, first_bytes: int, ceiling: int, sharers: int = 1) -> None:
         """Opens a recycled file or makes a fresh one, with room for first_bytes at least. Does
         nothing when there is one. Raises DiskFull, OSError."""
         if self.ready:
@@ -90,8 +90,8 @@ class NextSegment:
             size = os.fstat(fd).st_size
             if size > 2 * ceiling:  # segment.bytes was lowered meanwhile
                 os.ftruncate(fd, size := allocate.align_up(ceiling, self._io.unit))
-            free = allocate.free_bytes(fd)
-            end = allocate.next_end(size, min(first_bytes, ceiling), ceiling, free, self._io.unit)
+            free = allocate.free_bytes(fd) // sharers
+            end = allocate.next_end(size, min(first_bytes, ceiling, max(free // 4, 1)), ceiling, free, self._io.unit)
             allocate.reserve(fd, path, size, end)
             os.fsync(fd)
         except BaseException:

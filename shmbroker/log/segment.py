@@ -100,12 +100,12 @@ class Segment:
             raise
         return segment
 
-    def extend(self, needed_end: int, ceiling: int) -> int:
+    def extend(self, needed_end: int, ceiling: int, sharers: int = 1) -> int:
         """Reserves space up to needed_end (bytes) at least; see allocate.py. Returns the new
         allocated_bytes. Raises DiskFull, OSError."""
         allocated = self.allocated_bytes
         if allocated < needed_end or allocated % self.io.unit:
-            free = allocate.free_bytes(self.fd)
+            free = allocate.free_bytes(self.fd) // sharers
             end = allocate.next_end(allocated, needed_end, ceiling, free, self.io.unit)
             allocate.reserve(self.fd, self.path, allocated, end)
             self._allocated = os.fstat(self.fd).st_size
