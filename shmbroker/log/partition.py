@@ -66,9 +66,7 @@ class PartitionLog:
         self.leader_epoch = found.leader_epoch
         self.epoch_history = found.epochs
         self.sealing: list[Segment] = []  # rolled, `seal` is still to come
-        self.sharers = (
-            1  # partitions on this disk: the quarter of it that may be reserved is theirs
-        )
+        self.sharers = 1  # partitions that share the quarter of the free disk that may be reserved
         self._reach = write_reach_bytes
         self._clock = clock
         self._on_disk = found.checkpoint

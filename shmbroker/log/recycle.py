@@ -91,7 +91,8 @@ class NextSegment:
             if size > 2 * ceiling:  # segment.bytes was lowered meanwhile
                 os.ftruncate(fd, size := allocate.align_up(ceiling, self._io.unit))
             free = allocate.free_bytes(fd) // sharers
-            end = allocate.next_end(size, min(first_bytes, ceiling, max(free // 4, 1)), ceiling, free, self._io.unit)
+            first = min(first_bytes, ceiling, max(free // 4, 1))
+            end = allocate.next_end(size, first, ceiling, free, self._io.unit)
             allocate.reserve(fd, path, size, end)
             os.fsync(fd)
         except BaseException:

@@ -57,8 +57,10 @@ def explore(
     text = _run(["./pan", f"-m{STACK_DEPTH}", *options], where)
     found = re.search(r"errors: (\d+)", text)
     states = re.search(r"([\d.e+]+) states, stored", text)
-    assert found and states, text
-    assert "max search depth too small" not in text and "out of memory" not in text, text
+    assert found, text
+    assert states, text
+    assert "max search depth too small" not in text, text
+    assert "out of memory" not in text, text
     return Outcome(int(found.group(1)), int(float(states.group(1))), text)
 
 
