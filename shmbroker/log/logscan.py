@@ -212,7 +212,14 @@ class LogScan:
                 os.fdatasync(segment.fd)
         finally:
             segment.close()
-        if doomed:
+        stale = [base for base in self.listing.snapshots if base > place.offset]
+        for base in stale:
+            files.unlink_quietly(
+                os.path.join(self.directory, names.file_name(base, names.SNAPSHOT))
+            )
+        if truncate:
+            self.entries.setdefault(self.logs[place.n], b"")  # also when nothing of it is left
+        if doomed or stale:
             files.sync_directory(self.directory)
         return truncate or bool(doomed)
 
@@ -226,7 +233,7 @@ class LogScan:
                 index.truncate(before.index_bytes)
                 index.append(entries)
                 index.sync()
-            elif entries or base in self.listing.indexes:
+            elif entries or base in self.listing.indexes or os.path.exists(index.time_path):
                 index.rebuild(entries)
 
 

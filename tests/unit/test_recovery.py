@@ -15,7 +15,7 @@ from shmbroker.errors import (
     PartitionOffline,
     PartitionReadOnly,
 )
-from shmbroker.log import checkpoint, repair
+from shmbroker.log import checkpoint, dump, repair
 from shmbroker.log.iomode import IoMode
 from shmbroker.topic_settings import TopicSettings
 
@@ -416,6 +416,27 @@ def test_repair_says_what_it_loses_and_then_cuts(make: MakeRig) -> None:
     log = rig.open()
     assert (log.recovery.state, log.log_end_offset, log.leader_epoch) == ("online", 35, 1)
     assert not repair.plan_repair(str(rig.path)).needed
+
+
+def test_nothing_of_what_a_repair_cut_stays_behind_in_other_files(make: MakeRig) -> None:
+    rig = make()
+    for _ in range(20):
+        rig.append(5, size=1000)
+    rig.roll()
+    for _ in range(40):
+        rig.append(5, size=1000)
+    rig.close()  # its clean close writes the last segment's indexes and a snapshot of its end
+    base, position, _ = rig.batches[20]
+    assert position == 0
+    flip(rig.file(base), 100)
+    repair.execute(repair.plan_repair(str(rig.path), whole=True), TOPIC_ID, 0)
+    damaged = [found for found in dump.dump(str(rig.path)) if found.get("error")]
+    assert damaged == []
+    snapshots = [int(path.stem) for path in rig.path.glob("*.snapshot")]
+    assert max(snapshots, default=0) <= 100
+    assert (
+        not rig.file(base, ".timeindex").exists() or not rig.file(base, ".timeindex").stat().st_size
+    )
 
 
 def test_repair_of_a_sound_partition_does_nothing(make: MakeRig) -> None:
