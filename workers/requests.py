@@ -104,7 +104,9 @@ class ControlRequests:
         if asked < 0 or slots < 0:
             raise errors.InvalidRequest(f"capacity {asked} and slots {slots} must be 0 or more")
         ingress = acceptor.sessions.next_ingress()
-        capacity, slots = acceptor.state.memory.make_ingress(ingress, client.pid, asked, slots)
+        capacity, slots = acceptor.state.memory.make_ingress(
+            ingress, client.pid, asked, slots, acceptor.topics.largest_batch_bytes()
+        )
         ring = Ring(ingress, client.client, writer, capacity, slots)
         acceptor.sessions.add_ring(client, ring)
 

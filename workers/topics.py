@@ -233,6 +233,11 @@ class Topics:
     def _settings(self, topic: Topic) -> TopicSettings:
         return TopicSettings.from_kafka(topic.settings, self._defaults)
 
+    def largest_batch_bytes(self) -> int:
+        """The largest batch that any topic promises to take; 0 without topics."""
+        found = (self._settings(topic).largest_batch_bytes for topic in self._meta.topics())
+        return max(found, default=0)
+
     def _directory(self, topic: str, partition: int) -> str:
         return str(self._data_dir / f"{topic}-{partition}")
 
@@ -246,6 +251,7 @@ class Topics:
         """`max.message.bytes` is a promise: some ring must be able to hold such a batch."""
         needed = -(-settings.largest_batch_bytes // _PAGE_BYTES) * _PAGE_BYTES + _PAGE_BYTES
         room = self._memory.log_memory_bytes(max(1, len(self._plan.writers)))
+        room = min(room, self._memory.ingress_budget_bytes // 2)
         if needed > room:
             raise errors.MemoryBudget(
                 f"topic {name!r} can't have max.message.bytes={settings.max_message_bytes}: its "

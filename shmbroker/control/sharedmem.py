@@ -102,15 +102,20 @@ class SharedMemory:
         """What they take."""
         return self._sum("i") + self._sum("r")
 
-    def make_ingress(self, ingress: int, pid: int, capacity: int, slots: int) -> tuple[int, int]:
+    def make_ingress(
+        self, ingress: int, pid: int, capacity: int, slots: int, largest_batch_bytes: int = 0
+    ) -> tuple[int, int]:
         """Makes the two objects of an ingress ring; returns capacity (bytes) and receipt slots.
 
         Both become powers of two within bounds, and the capacity is halved until the budget has
-        room. Raises MemoryBudget.
+        room. `ingress_max_bytes` may be passed for the largest batch that a topic promises to take.
+        Raises MemoryBudget.
         """
         slots = min(max(_power_of_two(slots), RECEIPT_SLOTS_MIN), RECEIPT_SLOTS_MAX)
         least = _power_of_two(self.settings.ingress_min_bytes)
-        capacity = min(_power_of_two(capacity), _power_below(self.settings.ingress_max_bytes))
+        most = _power_of_two(largest_batch_bytes + shm.PAGE_BYTES)
+        most = max(most, _power_below(self.settings.ingress_max_bytes))
+        capacity = min(_power_of_two(capacity), most)
         capacity = max(capacity, least)
         room = self.ingress_budget_bytes - self.ingress_used_bytes - shm.receipts_bytes(slots)
         while capacity > least and shm.ingress_bytes(capacity) > room:
