@@ -15,6 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+# Sleeps end only when they are woken: a lost wake-up hangs a test instead of costing half a second.
+_FOREVER = "SHMBROKER_PARK_FOREVER"
+os.environ[_FOREVER] = "1"
+
 _PATIENCE_S = 2.0  # for a killed process to be reaped by whoever started it
 _LONG_PATIENCE_S = 10.0
 
@@ -112,6 +116,7 @@ def isolated_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, s
     """Data, sockets and configuration of this test only; also set in `os.environ` for children."""
     for name in [n for n in os.environ if n.startswith("SHMBROKER_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv(_FOREVER, "1")
     places = {
         "XDG_DATA_HOME": tmp_path / "data",
         "XDG_RUNTIME_DIR": tmp_path / "run",

@@ -290,7 +290,7 @@ cdef class Engine:
         g.capacity = capacity
         g.slots = slots
         g.object = <uint8_t *>shmb_map_double(client_fd, SHMB_PAGE, capacity, 0)
-        _mapped(g.object, "the ingress ring")
+        _mapped(<void *>g.object, "the ingress ring")
         g.data = g.object + SHMB_PAGE
         source.receipts_bytes = shmb_receipts_bytes(slots)
         g.receipts = <uint8_t *>shmb_map(receipts_fd, source.receipts_bytes, 1)
@@ -325,7 +325,7 @@ cdef class Source:
     cpdef _release(self):
         if self.g is not NULL:
             if self.g.object is not NULL:
-                shmb_unmap_double(self.g.object, SHMB_PAGE, self.g.capacity)
+                shmb_unmap_double(<void *>self.g.object, SHMB_PAGE, self.g.capacity)
             if self.g.receipts is not NULL:
                 munmap(self.g.receipts, self.receipts_bytes)
             free(self.g)
@@ -503,7 +503,7 @@ cdef class Partition:
                 kept = (<char *>(self.p.data + (self.p.log_end - n) % old_capacity))[:n] if n else b""
             else:
                 kept = bytes(tail)
-            if len(kept) != n:
+            if <uint64_t>len(kept) != n:
                 raise ValueError(f"the partial unit has {n} bytes, not {len(kept)}")
         with nogil:
             shmb_token_wait(self.p)

@@ -162,7 +162,7 @@ shmb_wait_until(shmb_a32 *word, const struct shmb_waiter *w, shmb_condition cond
             return SHMB_WAIT_OK;
         if (shmb_wait_ended(w, &why))
             return why;
-        switch (shmb_park_wait(word, w->deadline_ns)) {
+        switch (shmb_park_wait_signals(word, w->deadline_ns)) {
         case EINTR:
             return SHMB_WAIT_SIGNAL;
         case ETIMEDOUT:

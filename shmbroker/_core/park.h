@@ -136,4 +136,32 @@ static inline int shmb_park_wait_any(shmb_a32 *const *words, unsigned n, int64_t
     return errno;
 }
 
+/* How long a Python program's sleep may last before it returns EINTR to let the caller look for signals.
+ * A signal that comes between the last look and the system call, or to another thread, interrupts no
+ * sleep; without this it would wait for the next wake-up. 0: never, as in the tests (they set
+ * SHMBROKER_PARK_FOREVER), where a lost wake-up must hang. */
+static int64_t shmb_signal_look_ns = 0;
+
+static inline int64_t shmb_until_look(int64_t deadline_ns)
+{
+    if (shmb_signal_look_ns == 0)
+        return deadline_ns;
+    int64_t look = shmb_now_ns() + shmb_signal_look_ns;
+    return look < deadline_ns ? look : deadline_ns;
+}
+
+/* As shmb_park_wait and shmb_park_wait_any, for a thread that has Python's signals to look for. */
+static inline int shmb_park_wait_signals(shmb_a32 *word, int64_t deadline_ns)
+{
+    int64_t until = shmb_until_look(deadline_ns);
+    int rc = shmb_park_wait(word, until);
+    return rc == ETIMEDOUT && until != deadline_ns ? EINTR : rc;
+}
+static inline int shmb_park_wait_any_signals(shmb_a32 *const *words, unsigned n, int64_t deadline_ns)
+{
+    int64_t until = shmb_until_look(deadline_ns);
+    int rc = shmb_park_wait_any(words, n, until);
+    return rc == ETIMEDOUT && until != deadline_ns ? EINTR : rc;
+}
+
 #endif

@@ -54,6 +54,7 @@ cdef extern from "shm.h" nogil:
 
 cdef extern from "park.h" nogil:
     int64_t shmb_now_ns()
+    int64_t shmb_signal_look_ns    # 0: sleeps end only when woken
     void shmb_park_wake_always(shmb_a32 *word)
 
 

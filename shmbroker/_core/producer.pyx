@@ -52,6 +52,9 @@ cdef unsigned int _seed = (os.getpid() * 2654435761 ^ time.time_ns()) & 0x7fffff
 RecordMetadata = namedtuple("RecordMetadata", "topic partition offset timestamp")
 ManyMetadata = namedtuple("ManyMetadata", "topic records base_offsets counts")
 
+# A sleep is interrupted at least this often to look for signals; see park.h.
+shmb_signal_look_ns = 0 if os.environ.get("SHMBROKER_PARK_FOREVER") else 500_000_000
+
 shmb_ticks_calibrate()
 
 include "producer_outlet.pxi"

@@ -77,9 +77,10 @@ cdef extern from "logring.h" nogil:
 cdef extern from "park.h" nogil:
     int64_t shmb_now_ns()
     void shmb_park_arm(shmb_a32 *word)
-    int shmb_park_wait(shmb_a32 *word, int64_t deadline_ns)
+    int64_t shmb_signal_look_ns    # 0: sleeps end only when woken
+    int shmb_park_wait_signals(shmb_a32 *word, int64_t deadline_ns)
     void shmb_park_wake_always(shmb_a32 *word)
-    int shmb_park_wait_any(shmb_a32 **words, unsigned n, int64_t deadline_ns)
+    int shmb_park_wait_any_signals(shmb_a32 **words, unsigned n, int64_t deadline_ns)
     enum:
         SHMB_WAITV_MAX
 

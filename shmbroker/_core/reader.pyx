@@ -129,6 +129,9 @@ cdef class EpochWord:
         shmb_publish32(self._word, value)
 
 
+# A sleep is interrupted at least this often to look for signals; see park.h.
+shmb_signal_look_ns = 0 if os.environ.get("SHMBROKER_PARK_FOREVER") else 500_000_000
+
 include "reader_records.pxi"
 include "reader_partition.pxi"
 include "reader_stream.pxi"

@@ -53,9 +53,9 @@ cdef int sleep_until(const Watch *w, Py_ssize_t n, shmb_a32 **words, Py_ssize_t 
         if awake(w, n, epoch, seen, stop):
             return 0
         if n_words == 1:
-            rc = shmb_park_wait(words[0], deadline_ns)
+            rc = shmb_park_wait_signals(words[0], deadline_ns)
         else:
-            rc = shmb_park_wait_any(words, <unsigned>n_words, deadline_ns)
+            rc = shmb_park_wait_any_signals(words, <unsigned>n_words, deadline_ns)
         if rc == ENOSYS:  # before Linux 5.16: the word that every append and flush rings
             words[0] = instance
             n_words = 1
