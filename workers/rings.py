@@ -61,6 +61,9 @@ class Rings:
         # Names a segment that the slot's flushers wait for: a held partition can't drain without.
         self.settle: Callable[[int], None] = lambda _slot: None
         self.used_bytes = 0
+        # Held back for the largest batch that a topic promises to take (max.message.bytes); at most
+        # half of the budget, which the acceptor has checked it to fit.
+        self.promised_bytes = 0
 
     def name(self, slot: int, generation: int) -> str:
         """The object's name for a generation of a slot's ring."""
@@ -169,7 +172,7 @@ class Rings:
         """Whether `capacity` fits the budget, after taking idle rings away if it must be."""
         present = self._rings.get(part.slot)
         needed = shm.log_bytes(capacity) - (shm.log_bytes(present.capacity) if present else 0)
-        if self._fits(needed):
+        if self._fits(needed, part):
             return True
         now = time.monotonic()
         self.look(now)
@@ -178,12 +181,21 @@ class Rings:
             if slot == part.slot or now - ring.used_at < IDLE_S:
                 continue
             self._take_away(slot)
-            if self._fits(needed):
+            if self._fits(needed, part):
                 return True
         return False
 
-    def _fits(self, needed: int) -> bool:
-        return self.used_bytes + needed <= self.budget_bytes
+    def promise(self, largest_batch_bytes: int) -> None:
+        """Holds back what a ring for such a batch takes, if nothing larger is promised already."""
+        ring = shm.log_bytes(_power(largest_batch_bytes + shm.PAGE_BYTES))
+        self.promised_bytes = max(self.promised_bytes, ring)
+
+    def _fits(self, needed: int, part: Partition) -> bool:
+        """What is held back is there for batches that no smallest ring can take."""
+        left = self.budget_bytes - self.used_bytes
+        if part.ring_must <= self._memory.ring_min_bytes:
+            left -= min(self.promised_bytes, self.budget_bytes // 2)
+        return needed <= left
 
     def _take_away(self, slot: int) -> None:
         part = self._engine.partition(slot)

@@ -131,6 +131,7 @@ class Writer:
 
     def _serve(self, served: Served) -> None:
         self._served[served.place.slot] = served
+        self._rings.promise(served.place.settings.largest_batch_bytes)
         if served.log is not None:
             writers = max(1, len(self._spec.cpus_allowed) - 1)  # as many as us, at most
             served.log.sharers = len(self._served) * writers
@@ -202,6 +203,7 @@ class Writer:
             )
             served.log.set_settings(settings)
             served.part.set_limits(settings.segment_bytes, settings.max_message_bytes)
+            self._rings.promise(settings.largest_batch_bytes)
         return {}
 
     def _memory(self, request: messages.Request) -> Mapping[str, Any]:
