@@ -31,3 +31,25 @@ def test_a_promise_that_no_ring_could_keep_is_refused_by_name(broker: Any) -> No
         pytest.raises(errors.ShmbrokerError, match=r"max\.message\.bytes"),
     ):
         client.create_topic("huge", partitions=1, config={"max.message.bytes": 2000 * MIB})
+
+
+class TestWithLittleMemory:
+    """A budget that many busy partitions would eat up to the last ring."""
+
+    @pytest.fixture
+    def broker_config(self) -> str:
+        return '[broker]\nwriters = 1\n[memory]\nbudget_bytes = "32MiB"\n'
+
+    def test_the_largest_batch_finds_its_ring_while_all_others_are_busy(self, broker: Any) -> None:
+        with broker.client() as client, client.producer() as busy, client.producer() as producer:
+            client.create_topic("small", partitions=60)
+            client.create_topic("big", partitions=1, config={"max.message.bytes": 2 * MIB})
+            values = [b"v" * 100] * 200
+            waiting = []
+            for lap in range(30):
+                waiting += [busy.send_many("small", values, partition=n) for n in range(60)]
+                if lap % 10 == 5:
+                    receipt = producer.send("big", b"z" * (2 * MIB - 1000))
+                    assert receipt.result(timeout=20).offset == lap // 10
+            for found in waiting:
+                found.result(timeout=30)
