@@ -255,8 +255,8 @@ class Topics:
         if needed > room:
             raise errors.MemoryBudget(
                 f"topic {name!r} can't have max.message.bytes={settings.max_message_bytes}: its "
-                f"rings would need {needed} bytes each and the memory budget leaves {room} for one; "
-                "lower it, or raise memory.budget_bytes",
+                f"rings would need {needed} bytes each, and the memory budget leaves {room} for "
+                "one; lower it, or raise memory.budget_bytes",
                 needed_bytes=needed,
                 available_bytes=room,
             )
