@@ -8,6 +8,8 @@ is recovered from disk.
 
 from __future__ import annotations
 
+from typing import Any
+
 import structlog
 
 from shmbroker import errors
@@ -148,9 +150,9 @@ class Opener:
             ring_bytes=0 if ring is None else ring[1],
         )
 
-    def _discard(self, slot: int, info: dict[str, object]) -> None:
+    def _discard(self, slot: int, info: dict[str, Any]) -> None:
         """The ring of a slot that is recovered from disk goes."""
         if self._engine.partition(slot) is not None:
             self._engine.close_partition(slot)
         self._rings.drop(slot)
-        self._rings.unlink_stray(slot, int(str(info["generation"])))
+        self._rings.unlink_stray(slot, info["generation"])

@@ -194,7 +194,6 @@ static inline int shmb_flush_step(struct shmb_engine *e, struct shmb_part *p, ui
     if (mean && sample > 4 * mean)
         sample = 4 * mean;
     shmb_poke(&s->write_ns, (mean * 7 + sample) / 8);
-    shmb_poke(&s->busy_ns, shmb_peek(&s->busy_ns) + (uint64_t)took);
     shmb_set_durable(p, end, offset);
     shmb_park_wake(p->durable_word);
     shmb_park_wake(&e->park[SHMB_PARK_INSTANCE * (SHMB_LINE / 4)]);

@@ -125,8 +125,7 @@ struct shmb_slot {
     shmb_a64 blocked_ns;          /* since when a frame waits here (CLOCK_MONOTONIC); 0: none */
     shmb_a32 blocked_why;         /* enum shmb_block */
     uint32_t pad5;
-    shmb_a64 busy_ns;             /* time spent in writes, sum */
-    uint8_t fill6[120];
+    uint8_t fill6[128];
 };
 _Static_assert(sizeof(struct shmb_slot) == 512, "slot is 512 bytes");
 _Static_assert(offsetof(struct shmb_slot, reserved_position) == 64, "line 1");

@@ -243,7 +243,6 @@ def test_the_engines_error_codes_are_those_of_the_errors_module() -> None:
         "OUT_OF_ORDER": errors.OutOfOrderSequence,
         "INVALID_EPOCH": errors.InvalidProducerEpoch,
         "STORAGE": errors.PartitionOffline,
-        "UNKNOWN_PRODUCER": errors.UnknownProducerId,
         "INVALID_RECORD": errors.InvalidRecord,
         "READ_ONLY": errors.PartitionReadOnly,
         "BAD_FRAME": errors.Detached,
