@@ -2,7 +2,8 @@
 
 A round is one run between two measurements of its limit. It is thrown away when these two differ
 by 20 % or more (the machine changed underneath), or when its share of the limit passes 100 % (the
-limit was measured too low). What was thrown away is counted and its reasons are shown.
+limit was measured too low), or when the run itself says why. What was thrown away is counted and
+its reasons are shown.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Series:
     limits: list[float] = field(default_factory=list)
     thrown: list[str] = field(default_factory=list)
     steady: bool = True  # False: no round was valid, and these are the invalid ones
+    all_shares: list[float] = field(default_factory=list)  # of every round whose limit held still
 
     @property
     def median(self) -> float:
@@ -61,17 +63,26 @@ def why_thrown(value: float, before: float, after: float) -> str | None:
     return f"{share:.0%} of the limit" if share > 1.0 else None
 
 
-def against_limit(run: Callable[[], float], limit: Callable[[], float], plan: Plan) -> Series:
+def against_limit(
+    run: Callable[[], float],
+    limit: Callable[[], float],
+    plan: Plan,
+    check: Callable[[], str | None] = lambda: None,
+) -> Series:
     """Runs `run` between measurements of `limit`, in the same unit, until `plan` is fulfilled.
 
-    `steady` is False if none of them was valid.
+    `check` comes after each round and its limits: it raises when the result was wrong, and returns
+    a reason when the round doesn't count. `steady` is False if none of them was valid.
     """
     for _ in range(plan.warmups):
         run()
+        check()
     found, invalid = Series(), Series()
     for _ in range(plan.rounds * plan.tries):
         before, value, after = limit(), run(), limit()
-        reason = why_thrown(value, before, after)
+        reason = check() or why_thrown(value, before, after)
+        if abs(before - after) < LIMIT_MOVES * max(before, after):
+            found.all_shares.append(value / ((before + after) / 2))
         into = found if reason is None else invalid
         into.values.append(value)
         into.limits.append((before + after) / 2)
@@ -81,7 +92,7 @@ def against_limit(run: Callable[[], float], limit: Callable[[], float], plan: Pl
             break
     if found.values:
         return found
-    return Series(invalid.values, invalid.limits, found.thrown, steady=False)
+    return Series(invalid.values, invalid.limits, found.thrown, False, found.all_shares)
 
 
 def repeat(run: Callable[[], float], plan: Plan) -> list[float]:

@@ -1,30 +1,98 @@
 """`send_many`, durable: the share in bytes of what bare O_DIRECT+RWF_DSYNC writes reach,
-of 1 or of 4 MiB, whichever is faster.
+of 1 or of 4 MiB, whichever is faster, on the same kind of extents.
 
-One topic of one partition that is never retired from, so every segment lies on fresh extents, as
-the bare loop's files do. Bytes are those of the log (batches, as written). The consumer's checksum
-is compared after each round.
+One topic of one partition. "fresh": nothing is ever retired, so every segment lies on fallocated
+extents that were never written. "recycled": retention keeps little more than a round, and once
+the first segments have come back, every further one is a recycled file; a round that met a fresh
+one all the same doesn't count. Bytes are those of the log (batches, as written). The consumer's
+checksum is compared after each round.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
-from typing import Final
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
 
 from shmbroker.perf.case import Bench, Case, Sizes, most_rounds, written
 from shmbroker.perf.clients import Receiver, Sender
-from shmbroker.perf.limits import LARGE, MIB, RawDisk
+from shmbroker.perf.limits import LARGE, MIB, Extents, RawDisk
 from shmbroker.perf.remote import Remote
 from shmbroker.perf.report import Limit, Row
-from shmbroker.perf.rounds import against_limit
+from shmbroker.perf.rounds import Plan, against_limit
 from shmbroker.perf.values import ValueSpec
 
 _TOPIC: Final = "many"
+_LEAST_SEGMENT: Final = 4 << 20
+_SEGMENTS_KEPT: Final = 6  # at most, of a topic that recycles: sealed, active, next, and waiting
+_ROUNDS_A_SEGMENT: Final = 2
+_FILL_ROUNDS: Final = 16
+#: Where the broker is as fast as its limit most rounds are above it and don't count. On fresh
+#: extents every try takes space for good, so there are fewer.
+_MORE_TRIES: Final = 4
+
+Kind = Literal["fresh", "recycled"]
+_BARE: Final[dict[Kind, Extents]] = {"fresh": "fresh", "recycled": "written"}
 
 
-def _measure(bench: Bench, spec: ValueSpec, figure: str, least: float | None) -> Row:
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """One row: which values, on which extents, and the share in bytes that is asked for."""
+
+    text: str
+    spec: ValueSpec
+    kind: Kind
+    least: float | None
+
+    @property
+    def case(self) -> str:
+        shuffled = "-shuffled" if self.spec.shuffled else ""
+        return f"send-many-{self.spec.value_bytes}-{self.kind}{shuffled}"
+
+    @property
+    def segment_bytes(self) -> int:
+        """Several rounds, so that the housekeeper has the time to retire before the next roll."""
+        round_bytes = written(self.spec.count, self.spec.value_bytes)
+        return max(_LEAST_SEGMENT, _ROUNDS_A_SEGMENT * round_bytes)
+
+    def plan(self, sizes: Sizes) -> Plan:
+        """How often it is tried."""
+        more = _MORE_TRIES if self.kind == "recycled" else 1
+        return dataclasses.replace(sizes.plan, tries=sizes.plan.tries * more)
+
+    def config(self) -> dict[str, int]:
+        """The topic's."""
+        if self.kind == "fresh":
+            return {}
+        return {"segment.bytes": self.segment_bytes, "retention.bytes": self.segment_bytes}
+
+
+class _Files:
+    """Which files a topic's segments were in: one seen before was written before."""
+
+    def __init__(self, directories: list[Path]) -> None:
+        self._directories = directories
+        self._known: set[int] = set()
+
+    def fresh(self) -> int:
+        """How many segments are in files that were not there at the last call."""
+        segments, others = set(), set()
+        for directory in self._directories:
+            for path in directory.iterdir():
+                if path.name.endswith((".log", ".free")):
+                    found = segments if path.name.endswith(".log") else others
+                    found.add(path.stat().st_ino)
+        new = segments - self._known
+        self._known = (self._known & others) | segments
+        return len(new)
+
+
+def _measure(bench: Bench, figure: _Figure) -> Row:
     rates: dict[float, float] = {}  # bytes a second: records a second
-    sent = 0
+    sent, spec = 0, figure.spec
     with (
         bench.broker() as broker,
         RawDisk(bench.home) as disk,
@@ -32,11 +100,13 @@ def _measure(bench: Bench, spec: ValueSpec, figure: str, least: float | None) ->
         Remote(Receiver, broker.address) as receiver,
         Remote(Sender, broker.address, _TOPIC, spec) as sender,
     ):
-        client.create_topic(_TOPIC)
+        client.create_topic(_TOPIC, config=figure.config())
         expected = sender.call("checksum")
+        directories = [Path(p["directory"]) for p in client.status()["partitions"]]
+        files = _Files(directories)
 
         def log_bytes() -> int:
-            return sum(int(p["bytes"]) for p in client.status()["partitions"])
+            return sum(int(p["log_end_position"]) for p in client.status()["partitions"])
 
         def run() -> float:
             nonlocal sent
@@ -44,36 +114,45 @@ def _measure(bench: Bench, spec: ValueSpec, figure: str, least: float | None) ->
             took = float(sender.call("many"))
             rate = (log_bytes() - before) / took
             rates[rate] = spec.count / took
-            if receiver.call("checksum", _TOPIC, {0: sent}, spec.count) != expected:
-                raise AssertionError(f"{figure}: what came out is not what went in")
-            sent += spec.count
             return rate
 
-        found = against_limit(run, lambda: disk.write_rate(bench.sizes.raw_bytes), bench.sizes.plan)
+        def check() -> str | None:
+            nonlocal sent
+            if receiver.call("checksum", _TOPIC, {0: sent}, spec.count) != expected:
+                raise AssertionError(f"{figure.text}: what came out is not what went in")
+            sent += spec.count
+            fresh = files.fresh() and figure.kind == "recycled" and not bench.sizes.smoke
+            return "a segment on fresh extents" if fresh else None
+
+        if figure.kind == "recycled" and not bench.sizes.smoke:
+            _until_recycled(run, check)
+        found = against_limit(
+            run,
+            lambda: disk.write_rate(bench.sizes.raw_bytes, _BARE[figure.kind]),
+            figure.plan(bench.sizes),
+            check,
+        )
         direct, bare = disk.direct, disk.rates
     share = statistics.median(found.shares)
-    records = [rates[value] for value in found.values]
+    least = figure.least
+    notes = [f"{spec.count:,} values a round, checksum equal"]
+    if not found.steady:
+        notes.append("NO VALID ROUND: these are the invalid ones")
+    if not direct:
+        notes.append("no O_DIRECT on this file system")
     return Row(
-        case=f"send-many-{spec.value_bytes}" + ("-shuffled" if spec.shuffled else ""),
-        figure=figure,
+        case=figure.case,
+        figure=figure.text,
         unit="records/s",
-        values=tuple(records),
-        limit=Limit("bare durable writes, fresh extents", found.limit, "bytes/s"),
+        values=tuple(rates[value] for value in found.values),
+        limit=Limit(f"bare durable writes, {figure.kind} extents", found.limit, "bytes/s"),
         ratio=share,
         target="" if least is None else f">= {least:.2f} in bytes",
         met=None if least is None or not found.steady else share >= least,
         thrown=tuple(found.thrown),
-        note="; ".join(
-            filter(
-                None,
-                [
-                    f"{spec.count:,} values a round, checksum equal",
-                    "" if found.steady else "NO VALID ROUND: these are the invalid ones",
-                    "" if direct else "no O_DIRECT on this file system",
-                ],
-            )
-        ),
+        note="; ".join(notes),
         more={
+            "median share of all steady rounds": _median(found.all_shares),
             "MB/s": statistics.median(found.values) / 1e6,
             "bare 1 MiB MB/s": statistics.median(bare[MIB]) / 1e6,
             "bare 4 MiB MB/s": statistics.median(bare[LARGE]) / 1e6,
@@ -81,23 +160,44 @@ def _measure(bench: Bench, spec: ValueSpec, figure: str, least: float | None) ->
     )
 
 
+def _median(values: list[float]) -> float:
+    return statistics.median(values) if values else 0.0
+
+
+def _until_recycled(run: Callable[[], float], check: Callable[[], str | None]) -> None:
+    """Rounds until so many in a row met no fresh file that one of them must have rolled."""
+    clean = 0
+    for _ in range(_FILL_ROUNDS):
+        run()
+        clean = 0 if check() else clean + 1
+        if clean == _ROUNDS_A_SEGMENT + 1:
+            return
+    raise AssertionError("retention gives no segments back: nothing is recycled")
+
+
 def _run_100(bench: Bench) -> list[Row]:
-    count = bench.sizes.values
-    plain = ValueSpec(count)
-    shuffled = ValueSpec(count, shuffled=True)
+    plain = ValueSpec(bench.sizes.values)
+    shuffled = ValueSpec(bench.sizes.values, shuffled=True)
     return [
-        _measure(bench, plain, "send_many, 100 B, durable", 0.70),
-        _measure(bench, shuffled, "the same, values shuffled on the heap", None),
+        _measure(bench, _Figure("send_many, 100 B, durable, recycled", plain, "recycled", 0.70)),
+        _measure(bench, _Figure("the same, fresh extents", plain, "fresh", 0.70)),
+        _measure(bench, _Figure("values shuffled on the heap", shuffled, "recycled", None)),
     ]
 
 
 def _run_1k(bench: Bench) -> list[Row]:
     spec = ValueSpec(bench.sizes.values_1k, value_bytes=1024)
-    return [_measure(bench, spec, "send_many, 1 KiB, durable", 0.90)]
+    return [
+        _measure(bench, _Figure("send_many, 1 KiB, durable, recycled", spec, "recycled", 0.90)),
+        _measure(bench, _Figure("the same, fresh extents", spec, "fresh", 0.90)),
+    ]
 
 
 def _space(sizes: Sizes, count: int, value_bytes: int) -> int:
-    return most_rounds(sizes) * (written(count, value_bytes) + 4 * sizes.raw_bytes)
+    bare = 4 * sizes.raw_bytes
+    fresh = most_rounds(sizes) * (written(count, value_bytes) + bare)
+    recycled = _SEGMENTS_KEPT * _ROUNDS_A_SEGMENT * written(count, value_bytes) + bare
+    return max(fresh, recycled)
 
 
 CASES: Final = (
