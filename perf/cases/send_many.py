@@ -79,7 +79,8 @@ class _Files:
 
     def fresh(self) -> int:
         """How many segments are in files that were not there at the last call."""
-        segments, others = set(), set()
+        segments: set[int] = set()
+        others: set[int] = set()
         for directory in self._directories:
             for path in directory.iterdir():
                 if path.name.endswith((".log", ".free")):
