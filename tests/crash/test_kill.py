@@ -2,7 +2,8 @@
 
 What was acknowledged is there once, in order per producer and partition, with the offset that the
 receipt said. acks="memory" is meant too: the rings outlive every process. A producer without
-sequences may have duplicates only of what it was not told.
+sequences may have duplicates only of what it was not told. A consumer that follows through all of
+it is handed exactly what stands on disk in the end, each record once and in order.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -150,6 +152,40 @@ class Load:
             producer.wait_for_more()
 
 
+class Follower:
+    """A consumer of everything, in a thread of its own, over all deaths of the broker."""
+
+    def __init__(self, client: Any) -> None:
+        self.seen: dict[int, list[bytes | None]] = {p: [] for p in range(PARTITIONS)}
+        self.error: BaseException | None = None
+        self._consumer = client.consumer(TOPIC, start="earliest")
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            for batch in self._consumer.batches():
+                mine = self.seen[batch.partition]
+                assert batch.base_offset == len(mine), f"{batch.base_offset} follows {len(mine)}"
+                mine += batch.values()
+        except BaseException as error:
+            self.error = error
+
+    def reach(self, ends: dict[int, int]) -> None:
+        """Until it has seen all up to `ends`."""
+        deadline = time.monotonic() + LIMIT_S
+        while any(len(self.seen[p]) < end for p, end in ends.items()):
+            assert self.error is None, f"the consumer ended: {self.error!r}"
+            assert time.monotonic() < deadline, {p: len(seen) for p, seen in self.seen.items()}
+            time.sleep(0.005)
+
+    def close(self) -> None:
+        """Ends its wait."""
+        self._consumer.close()
+        self._thread.join(LIMIT_S)
+        assert not self._thread.is_alive(), "close() did not end the consumer's wait"
+
+
 def objects(broker: Broker) -> list[str]:
     """What is in shared memory of that broker."""
     path = broker.places.data_dir / "datadir.json"
@@ -185,13 +221,13 @@ def kill(broker: Broker, load: Load, victim: str, rng: random.Random) -> None:
             load.start(kind)
 
 
-def check(broker: Broker, load: Load) -> list[str]:
+def check(broker: Broker, load: Load, follower: Follower) -> list[str]:
     """Everything that is wrong with what is on disk, compared with the diaries."""
     wrong: list[str] = []
     there: dict[tuple[int, int], bytes] = {}
     times: Counter[bytes] = Counter()
     for partition in range(PARTITIONS):
-        at, last = 0, dict[bytes, int]()
+        at, last, seen = 0, dict[bytes, int](), follower.seen[partition]
         for base, _, values in batches_of(broker.places.data_dir / f"{TOPIC}-{partition}"):
             if base != at:
                 wrong.append(f"{partition}: offset {base} follows {at}")
@@ -204,7 +240,11 @@ def check(broker: Broker, load: Load) -> list[str]:
                     wrong.append(f"{partition}: {value!r} does not belong here")
                 last[name] = max(last.get(name, -1), int(number))
                 times[value] += 1
+            if seen[at : at + len(values)] != list(values):
+                wrong.append(f"{partition}: the consumer saw something else from {at} on")
             at = base + len(values)
+        if len(seen) != at:
+            wrong.append(f"{partition}: the consumer saw {len(seen)} records of {at}")
     for producer in load.all:
         wrong += [f"{producer.name}: {w}" for w in check_one(producer, there, times)]
     return wrong
@@ -251,23 +291,29 @@ def round_of(broker: Broker, root: Path, victims: list[str], seed: int) -> None:
     with broker.client() as client:
         client.create_topic(TOPIC, partitions=PARTITIONS, config={"segment.bytes": 1 << 20})
     load = Load(broker, root)
-    try:
-        for kind in KINDS:
-            load.start(kind)
-        load.flows()
-        for victim in victims:
-            psutil.wait_procs([psutil.Process(p.process.pid) for p in load.alive], rng.random() / 3)
-            kill(broker, load, victim, rng)
+    with broker.client() as client:
+        follower = Follower(client)
+        try:
+            for kind in KINDS:
+                load.start(kind)
             load.flows()
-        for producer in load.alive:
-            producer.stop()
-    finally:
-        for producer in load.all:
-            producer.close()
+            for victim in victims:
+                left = [psutil.Process(p.process.pid) for p in load.alive]
+                psutil.wait_procs(left, rng.random() / 3)
+                kill(broker, load, victim, rng)
+                load.flows()
+            for producer in load.alive:
+                producer.stop()
+            with client.consumer(TOPIC) as consumer:
+                follower.reach({key.partition: n for key, n in consumer.end_offsets().items()})
+        finally:
+            for producer in load.all:
+                producer.close()
+            follower.close()
     broker.stop()
     assert objects(broker) == []
     assert broker.processes() == []
-    found = check(broker, load)
+    found = check(broker, load, follower)
     assert found == [], f"seed {seed} {victims}: {len(found)} faults\n" + "\n".join(found[:20])
 
 
