@@ -109,7 +109,9 @@ class Served:
             if noted is not None:
                 log.seal(segment, *noted)
                 del self._sealed[segment.base_offset]
-                self.checkpointed_bytes = part.appended_bytes
+                # Its checkpoint ends where the next segment begins: what is in that is behind it.
+                appended = part.appended_bytes
+                self.checkpointed_bytes = appended - part.append_segment[1]
 
     def _note_sealed(self) -> None:
         """Remembers what the engine says of the last switch: naming a segment allows the next."""
@@ -138,7 +140,10 @@ class Served:
     def retain(self, now_ms: int) -> None:
         """Retires what retention.ms and retention.bytes no longer keep; rolls by segment.ms."""
         log, part = self._both()
-        start = log.retire(now_ms, part.durable()[2])
+        base, nbytes, durable_offset = part.durable()
+        if log.active is not None and log.active.base_offset == base:
+            log.active.length = max(log.active.length, nbytes)  # retention.bytes counts it too
+        start = log.retire(now_ms, durable_offset)
         if start is not None:
             part.set_log_start(start)
         base, filled = part.append_segment

@@ -14,13 +14,13 @@ import struct
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from raw_client import RawClient
+from waiting import eventually
 from writer_rig import batches_of
 
 from shmbroker import errors
@@ -29,21 +29,12 @@ from shmbroker._core.scan import crc32c
 from shmbroker.config import shm_prefix
 
 Broker = Any
-LIMIT_S = 20.0
 PROGRAM = "shmbroker.cli.main"
 
 
 @pytest.fixture
 def broker_config() -> str:
     return "[broker]\nwriters = 1\n"
-
-
-def eventually(condition: Callable[[], bool], what: Callable[[], object]) -> None:
-    """For what only `status` or shared memory shows."""
-    deadline = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.01)
 
 
 def rings(broker: Broker) -> list[str]:
