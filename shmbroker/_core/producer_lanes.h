@@ -114,7 +114,7 @@ enum shmb_pbatch_state {
 };
 
 /* Own error numbers of a batch that no receipt carries; errors.py has the classes. */
-enum { SHMB_E_UNKNOWN_OUTCOME = 1002, SHMB_E_DETACHED = 1004, SHMB_E_CLOSED = 1005, SHMB_E_EARLIER = 1011 };
+enum { SHMB_E_UNKNOWN_OUTCOME = 1002, SHMB_E_DETACHED = 1004, SHMB_E_EARLIER = 1011 };
 enum { SHMB_E_SEQUENCE_GAP = 45 };
 
 struct shmb_lane;
@@ -127,6 +127,7 @@ struct shmb_pbatch {
     int64_t base_offset;      /* -1 until received, and with acks none */
     uint64_t end_position;    /* of the receipt */
     uint64_t generation;
+    uint64_t chain;           /* the lane's, when it was sealed */
     uint64_t frame_seq;
     uint64_t frame_position;  /* in the ring, for a resend */
     uint32_t frame_bytes;
@@ -179,8 +180,9 @@ struct shmb_lane {
     int64_t producer_id;           /* -1: no sequences */
     int32_t epoch;                 /* of this producer in this partition; above 32767: a new id is needed */
     int32_t sequence;              /* of the next record */
-    int32_t failed_epoch;          /* the last epoch in which a batch was rejected; -1: none */
-    int32_t failed_error;          /* the first rejection of that epoch */
+    int32_t failed_error;          /* what broke the last chain */
+    uint32_t in_flight;            /* at most SHMB_IN_FLIGHT_MAX */
+    uint64_t chain;                /* chain.h: number of the lane in this process, and of its rejections */
     uint32_t stale;                /* a receipt said that the partition is elsewhere: ask again */
     shmb_a32 busy;                 /* being compressed: nobody may touch the open batch */
     struct shmb_pbatch *open;
@@ -210,6 +212,13 @@ enum shmb_put {
     SHMB_PUT_NO_MEMORY,
     SHMB_PUT_DETACHED,  /* the broker has dropped this ring */
 };
+
+/* A new lane's first chain: unique in this process, and so in every ring of it. */
+static inline uint64_t shmb_chain_begin(void)
+{
+    static shmb_a32 lanes;
+    return (uint64_t)(atomic_fetch_add_explicit(&lanes, 1, memory_order_relaxed) + 1) << 32;
+}
 
 /* ---- Lives ------------------------------------------------------------------------------------ */
 
@@ -303,18 +312,18 @@ static inline void shmb_lane_settle(struct shmb_lane *l)
     }
 }
 
-/* A rejection ends the epoch of an idempotent lane: what is sealed later begins anew at sequence 0. */
+/* The first rejection of a chain ends it, and the epoch of an idempotent lane: what is sealed later begins anew
+ * at sequence 0. What was in the ring already is rejected by the writer, with SHMB_E_EARLIER. */
 static inline void shmb_lane_rejected(struct shmb_lane *l, struct shmb_pbatch *b, int32_t error)
 {
     if (error == 3)
         l->stale = 1;
-    if (l->producer_id >= 0 && b->producer_id == l->producer_id) {
-        if (b->epoch == l->failed_epoch && error == SHMB_E_SEQUENCE_GAP) {
-            b->cause = l->failed_error;
-            error = SHMB_E_EARLIER;
-        } else if (b->epoch == l->epoch) {
-            l->failed_epoch = l->epoch;
-            l->failed_error = error;
+    if (error == SHMB_E_EARLIER) {
+        b->cause = l->failed_error;
+    } else if (b->chain == l->chain) {
+        l->failed_error = error;
+        l->chain++;
+        if (l->producer_id >= 0 && b->producer_id == l->producer_id && b->epoch == l->epoch) {
             l->epoch++;
             l->sequence = 0;
         }
@@ -334,7 +343,7 @@ static inline void shmb_pbatch_received(struct shmb_pbatch *b, const struct shmb
     }
     b->end_position = r->end_position;
     b->generation = r->generation;
-    if (l->acks != SHMB_ACKS_NONE)
+    if (l->acks != SHMB_ACKS_NONE && r->base_offset >= 0) /* not so of a resend that is long past: known already */
         b->base_offset = r->base_offset;
     if (l->acks != SHMB_ACKS_DURABLE) {
         shmb_publish32(&b->state, SHMB_PB_DONE);
@@ -362,8 +371,10 @@ static inline unsigned shmb_outlet_drain(struct shmb_outlet *o)
         o->inflight[place] = NULL;
         o->ring.received++;
         n++;
-        if (b)
+        if (b) {
+            b->lane->in_flight--;
             shmb_pbatch_received(b, r);
+        }
     }
     return n;
 }
@@ -376,8 +387,10 @@ static inline void shmb_outlet_abandon(struct shmb_outlet *o, int32_t error)
         uint64_t place = o->ring.received & (o->ring.slots - 1);
         struct shmb_pbatch *b = o->inflight[place];
         o->inflight[place] = NULL;
-        if (b)
+        if (b) {
+            b->lane->in_flight--;
             shmb_lane_rejected(b->lane, b, error);
+        }
     }
 }
 
@@ -461,6 +474,13 @@ static inline void shmb_lane_ring_limit(struct shmb_lane *l, uint32_t allowed)
     l->limit = l->base + (allowed < most ? allowed : most);
 }
 
+/* Whether one more frame of this lane may go in flight: a place for its receipt, and a place in what the broker
+ * remembers of this producer and partition. */
+static inline int shmb_lane_may_fly(const struct shmb_lane *l)
+{
+    return l->in_flight < SHMB_IN_FLIGHT_MAX && shmb_ingress_slot_free(&l->out->ring);
+}
+
 static enum shmb_put shmb_lane_seal(struct shmb_lane *l);
 
 /* Opens a batch for a record that needs at most `need` bytes with the batch's header. */
@@ -482,7 +502,7 @@ static __attribute__((noinline)) enum shmb_put shmb_lane_open(struct shmb_lane *
         /* Not in a sliver of a full ring: the writer is about to give back a whole batch's room. */
         if (least < want / 4)
             least = want / 4;
-        if (room < least || !shmb_ingress_slot_free(g))
+        if (room < least)
             return SHMB_PUT_NO_ROOM;
     } else if (o->open_count == 1 && o->open->in_ring) {
         o->mixed = 64;
@@ -565,17 +585,21 @@ static enum shmb_put shmb_lane_seal(struct shmb_lane *l)
     if (l->epoch > INT16_MAX)
         return SHMB_PUT_NEW_ID;
     uint32_t bytes = (uint32_t)(l->at - l->base);
+    if (!shmb_lane_may_fly(l)) {
+        shmb_outlet_drain(o);
+        if (!shmb_lane_may_fly(l))
+            return SHMB_PUT_NO_ROOM; /* it goes on growing meanwhile */
+    }
     if (!l->in_ring) {
-        if (!shmb_ingress_slot_free(g))
-            shmb_outlet_drain(o);
         if (shmb_peek32(&g->back->detached))
             return SHMB_PUT_DETACHED;
-        if (shmb_ingress_room(g) < shmb_frame_bytes(bytes) || !shmb_ingress_slot_free(g))
+        if (shmb_ingress_room(g) < shmb_frame_bytes(bytes))
             return SHMB_PUT_NO_ROOM;
         uint8_t *to = (uint8_t *)(shmb_ingress_frame(g) + 1);
         memcpy(to + SHMB_BATCH_HEADER_BYTES, l->base + SHMB_BATCH_HEADER_BYTES, bytes - SHMB_BATCH_HEADER_BYTES);
         l->base = to;
     }
+    b->chain = l->chain;
     b->producer_id = l->producer_id;
     b->epoch = l->producer_id >= 0 ? l->epoch : -1;
     b->base_sequence = l->producer_id >= 0 ? l->sequence : -1;
@@ -593,7 +617,8 @@ static enum shmb_put shmb_lane_seal(struct shmb_lane *l)
         shmb_pbatch_release(l->last);
     l->last = b;
     shmb_publish32(&b->state, SHMB_PB_PUBLISHED);
-    shmb_ingress_publish(g, bytes, l->acks, l->slot_index, l->slot_epoch);
+    l->in_flight++;
+    shmb_ingress_publish(g, bytes, l->acks, l->slot_index, l->slot_epoch, b->chain);
     o->sealed_ticks = shmb_ticks();
     o->batches++;
     o->records += (uint64_t)b->count;
@@ -878,7 +903,7 @@ static inline enum shmb_put shmb_pbatch_republish(struct shmb_pbatch *b, const s
     const struct shmb_frame *from = (const struct shmb_frame *)(old->data + (b->frame_position & (old->capacity - 1)));
     uint32_t bytes = from->length;
     shmb_outlet_drain(o);
-    if (shmb_ingress_room(g) < b->frame_bytes || !shmb_ingress_slot_free(g)) {
+    if (shmb_ingress_room(g) < b->frame_bytes || !shmb_lane_may_fly(l)) {
         rc = b->frame_bytes > g->capacity ? SHMB_PUT_TOO_LARGE : SHMB_PUT_NO_ROOM;
     } else {
         uint8_t *to = (uint8_t *)(shmb_ingress_frame(g) + 1);
@@ -891,12 +916,14 @@ static inline enum shmb_put shmb_pbatch_republish(struct shmb_pbatch *b, const s
             shmb_put_be32(to + SHMB_BATCH_BASE_SEQUENCE, b->base_sequence);
             shmb_batch_put_crc(to, bytes);
         }
+        b->chain = l->chain;
         b->frame_position = g->published;
         b->frame_seq = g->next_seq;
         b->next = NULL;
+        l->in_flight++;
         o->inflight[b->frame_seq & (g->slots - 1)] = b;
         shmb_publish32(&b->state, SHMB_PB_PUBLISHED);
-        shmb_ingress_publish(g, bytes, l->acks, l->slot_index, l->slot_epoch);
+        shmb_ingress_publish(g, bytes, l->acks, l->slot_index, l->slot_epoch, b->chain);
     }
     shmb_unlock(&o->lock);
     return rc;
