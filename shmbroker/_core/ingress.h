@@ -8,7 +8,7 @@
  *            seq n     n + 1    n + 2    next_seq = n + 3
  *
  * Who writes: this process alone writes the ring and its head; the writer writes tail and receipts,
- * which are mapped read-only here (invariant 1). Within the process the outlet's lock (producer_lanes.h)
+ * which are mapped read-only here (invariant 1). Within the process the outlet's lock (producer_state.h)
  * guards every field of struct shmb_ingress; the waits below take no lock and read shared words only.
  *
  * Order of stores: the frame's bytes, then head by release (the writer observes it by acquire), then

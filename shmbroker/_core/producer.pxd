@@ -1,4 +1,4 @@
-"""What `producer.pyx` uses of ingress.h, producer_lanes.h and producer_thread.h, and its classes."""
+"""What `producer.pyx` uses of the headers of the client's side, and its classes."""
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -222,7 +222,6 @@ cdef extern from "producer_lanes.h" nogil:
     bint shmb_pbatch_settled(const shmb_pbatch *b)
     uint32_t shmb_pbatch_state(const shmb_pbatch *b)
     void shmb_pbatch_look(shmb_pbatch *b, bint seal, shmb_look *look)
-    shmb_put shmb_pbatch_republish(shmb_pbatch *b, const shmb_ingress *old)
     uint64_t shmb_item_alone(const shmb_item *r)
     uint64_t shmb_item_bound(const shmb_item *r)
     unsigned shmb_outlet_drain(shmb_outlet *o)
@@ -242,9 +241,13 @@ cdef extern from "producer_lanes.h" nogil:
     void shmb_lane_pack(shmb_lane *l, const void *packed, uint32_t size)
     void shmb_lane_wait_busy(shmb_lane *l)
     void shmb_lane_wake_busy(shmb_lane *l)
+
+
+cdef extern from "producer_move.h" nogil:
     int shmb_lane_move_begin(shmb_lane *l)
     void shmb_lane_move(shmb_lane *l, shmb_outlet *to)
     void shmb_lane_move_end(shmb_lane *l)
+    shmb_put shmb_pbatch_republish(shmb_pbatch *b, const shmb_ingress *old)
 
 
 cdef extern from "producer_thread.h" nogil:
