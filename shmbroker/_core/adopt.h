@@ -116,6 +116,7 @@ static inline void shmb_adopt_source(struct shmb_engine *e, struct shmb_source *
                                                 (int64_t)shmb_peek(&t->base_offset), end);
         shmb_receipt_put(g, &r, g->tail + shmb_peek(&t->frame_bytes));
     }
+    g->rejected_end = shmb_chain_rejected_end(g->receipts, g->slots, g->next_seq);
     shmb_park_wake_always(g->word);
 }
 

@@ -108,6 +108,7 @@ enum shmb_batch_error {
     SHMB_BATCH_CONTROL = 7,   /* control bit from a client */
     SHMB_BATCH_PRODUCER = 8,  /* producer id, epoch and sequence don't go together */
     SHMB_BATCH_OFFSET = 9,    /* base offset negative, or last offset past int64 */
+    SHMB_BATCH_TRANSACTIONAL = 10, /* of a transaction, which are not supported yet */
 };
 
 /* Flags of shmb_batch_check() and shmb_batch_validate(): what to allow besides a client's
@@ -131,6 +132,7 @@ static __attribute__((unused)) const char *shmb_batch_error_name(int error) {
     case SHMB_BATCH_CONTROL: return "control batch from a client";
     case SHMB_BATCH_PRODUCER: return "batch producer id, epoch and sequence don't go together";
     case SHMB_BATCH_OFFSET: return "batch base offset is wrong";
+    case SHMB_BATCH_TRANSACTIONAL: return "transactions are not supported yet";
     default: return "unknown batch error";
     }
 }
@@ -239,6 +241,8 @@ static __attribute__((unused)) int shmb_batch_check_fields(const uint8_t *p, siz
     if (compression > SHMB_COMPRESSION_ZSTD) return SHMB_BATCH_ATTR;
     if (!(flags & SHMB_BATCH_FROM_LOG)) {
         if (attributes & SHMB_ATTR_CONTROL) return SHMB_BATCH_CONTROL;
+        /* No coordinator would ever end it, and later versions would take it for an open transaction. */
+        if (attributes & SHMB_ATTR_TRANSACTIONAL) return SHMB_BATCH_TRANSACTIONAL;
         if (attributes & (SHMB_ATTR_LOG_APPEND_TIME | SHMB_ATTR_DELETE_HORIZON))
             return SHMB_BATCH_ATTR;
     }

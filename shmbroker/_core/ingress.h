@@ -8,7 +8,7 @@
  *            seq n     n + 1    n + 2    next_seq = n + 3
  *
  * Who writes: this process alone writes the ring and its head; the writer writes tail and receipts,
- * which are mapped read-only here (invariant 1). Within the process the outlet's lock (producer_lanes.h)
+ * which are mapped read-only here (invariant 1). Within the process the outlet's lock (producer_state.h)
  * guards every field of struct shmb_ingress; the waits below take no lock and read shared words only.
  *
  * Order of stores: the frame's bytes, then head by release (the writer observes it by acquire), then
@@ -78,7 +78,7 @@ static inline struct shmb_frame *shmb_ingress_frame(const struct shmb_ingress *g
 /* Publishes the frame whose batch of `length` bytes already stands behind shmb_ingress_frame(). The
  * caller has seen room and a free receipt place. Returns its sequence. */
 static inline uint64_t shmb_ingress_publish(struct shmb_ingress *g, uint32_t length, uint16_t acks,
-                                            uint32_t slot, uint32_t slot_epoch)
+                                            uint32_t slot, uint32_t slot_epoch, uint64_t chain)
 {
     struct shmb_frame *f = shmb_ingress_frame(g);
     f->length = length;
@@ -87,7 +87,7 @@ static inline uint64_t shmb_ingress_publish(struct shmb_ingress *g, uint32_t len
     f->slot = slot;
     f->slot_epoch = slot_epoch;
     f->frame_seq = g->next_seq;
-    f->spare = 0;
+    f->chain = chain;
     g->published += shmb_frame_bytes(length);
     shmb_publish(&g->head->head, g->published);
     shmb_park_wake(g->doorbell);

@@ -222,6 +222,11 @@ _Static_assert(offsetof(struct shmb_ingress_head, head) == 64, "head has its own
 
 enum { SHMB_ACKS_NONE = 0, SHMB_ACKS_MEMORY = 1, SHMB_ACKS_DURABLE = 2 };
 
+/* Frames without a receipt, of one producer and partition. A client resends those after the loss of a ring,
+ * and the table of producers (producers.h) remembers as many batches, so each one's outcome can be told
+ * (invariant 8). A ring may have more: its receipt places are shared by all partitions. */
+#define SHMB_IN_FLIGHT_MAX 64u
+
 /* A frame: this header, then the batch, padded to 8 bytes. Never split (double mapping). */
 struct shmb_frame {
     uint32_t length;              /* bytes of the batch */
@@ -230,7 +235,7 @@ struct shmb_frame {
     uint32_t slot;
     uint32_t slot_epoch;
     uint64_t frame_seq;           /* 0, 1, 2 … within this ring; the receipt's place */
-    uint64_t spare;
+    uint64_t chain;               /* chain.h; 0: none */
 };
 _Static_assert(sizeof(struct shmb_frame) == 32, "frame header");
 static inline uint64_t shmb_frame_bytes(uint64_t batch_bytes)
@@ -259,7 +264,7 @@ struct shmb_receipt {             /* frame n's is in slot n % slots */
     uint64_t generation;          /* … while the high 32 bits of the generation are these */
     int64_t log_start_offset;
     uint64_t frame_end;           /* ingress position behind the frame: the tail that goes with it */
-    uint64_t spare;
+    uint64_t chain;               /* the frame's */
 };
 _Static_assert(sizeof(struct shmb_receipt) == 64, "receipt is a line");
 

@@ -1,4 +1,4 @@
-"""What `producer.pyx` uses of ingress.h, producer_lanes.h and producer_thread.h, and its classes."""
+"""What `producer.pyx` uses of the headers of the client's side, and its classes."""
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -109,7 +109,6 @@ cdef extern from "producer_lanes.h" nogil:
         SHMB_PB_UNKNOWN
         SHMB_E_UNKNOWN_OUTCOME
         SHMB_E_DETACHED
-        SHMB_E_CLOSED
         SHMB_E_EARLIER
 
     enum shmb_put:
@@ -132,6 +131,7 @@ cdef extern from "producer_lanes.h" nogil:
         int32_t unlooked
         uint32_t resent
         int32_t epoch
+        uint64_t chain
         int64_t first_timestamp
         int64_t max_timestamp
         int64_t born_ns
@@ -167,7 +167,9 @@ cdef extern from "producer_lanes.h" nogil:
         int64_t producer_id
         int32_t epoch
         int32_t sequence
-        int32_t failed_epoch
+        int32_t failed_error
+        uint32_t in_flight
+        uint64_t chain
         uint32_t stale
         shmb_a32 busy
         shmb_pbatch *open
@@ -210,6 +212,7 @@ cdef extern from "producer_lanes.h" nogil:
     int64_t shmb_wall_ms()
     void shmb_lock(shmb_a32 *lock)
     void shmb_unlock(shmb_a32 *lock)
+    uint64_t shmb_chain_begin()
     void shmb_lane_release(shmb_lane *l)
     void shmb_pbatch_hold(shmb_pbatch *b)
     void shmb_pbatch_release(shmb_pbatch *b)
@@ -219,7 +222,6 @@ cdef extern from "producer_lanes.h" nogil:
     bint shmb_pbatch_settled(const shmb_pbatch *b)
     uint32_t shmb_pbatch_state(const shmb_pbatch *b)
     void shmb_pbatch_look(shmb_pbatch *b, bint seal, shmb_look *look)
-    shmb_put shmb_pbatch_republish(shmb_pbatch *b, const shmb_ingress *old)
     uint64_t shmb_item_alone(const shmb_item *r)
     uint64_t shmb_item_bound(const shmb_item *r)
     unsigned shmb_outlet_drain(shmb_outlet *o)
@@ -239,9 +241,13 @@ cdef extern from "producer_lanes.h" nogil:
     void shmb_lane_pack(shmb_lane *l, const void *packed, uint32_t size)
     void shmb_lane_wait_busy(shmb_lane *l)
     void shmb_lane_wake_busy(shmb_lane *l)
+
+
+cdef extern from "producer_move.h" nogil:
     int shmb_lane_move_begin(shmb_lane *l)
     void shmb_lane_move(shmb_lane *l, shmb_outlet *to)
     void shmb_lane_move_end(shmb_lane *l)
+    shmb_put shmb_pbatch_republish(shmb_pbatch *b, const shmb_ingress *old)
 
 
 cdef extern from "producer_thread.h" nogil:
@@ -315,6 +321,7 @@ cdef class Sender:
     cdef int acks
     cdef int codec
     cdef bint idempotent
+    cdef bint warned_uncompressed
     cdef int64_t producer_id           # -1: not asked for yet
     cdef uint32_t batch_bytes
     cdef int64_t linger_ms
@@ -333,6 +340,7 @@ cdef class Sender:
                        shmb_pbatch **pb, int32_t *index) except -1
     cdef int after_slow(self, Lanes topic, shmb_lane *lane, shmb_put after) except -1
     cdef tend(self)
+    cdef warn_uncompressed(self, error)
     cdef int new_id(self, shmb_lane *lane) except -1
     cdef int detached(self, shmb_outlet *o) except -1
     cdef int enlarge(self, Lanes topic, shmb_lane *lane, uint64_t alone) except -1

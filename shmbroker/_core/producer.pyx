@@ -1,8 +1,8 @@
 """The producer's data plane: records into ingress rings, and what became of them.
 
 Owns: encoding records into open batches, choosing partitions, sealing, blocking while a ring is full,
-and receipts. The C below it is ingress.h (the ring), producer_lanes.h (open and sealed batches) and
-producer_thread.h (the client thread); the Python above it is client/producer.py (options, close).
+and receipts. The C below it is ingress.h (the ring), the producer_*.h (open and sealed batches; begin with
+producer_state.h) and producer_thread.h (the client thread); the Python above it is client/producer.py (options, close).
 
 Threads: every method may be called from any thread. The GIL guards Python objects and py_refs; the
 outlet's one-word lock guards batches. The lock is never held while blocking or waiting for the GIL.

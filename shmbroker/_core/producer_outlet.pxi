@@ -6,7 +6,7 @@
 # the old ring's memory, which stays mapped (invariant 10).
 
 DEFAULT_RING_BYTES = 1 << 20
-DEFAULT_SLOTS = 256
+DEFAULT_SLOTS = 256  # of all partitions together; one has at most SHMB_IN_FLIGHT_MAX frames in flight
 
 
 @cython.no_gc  # the client thread uses what its members map until __dealloc__ has removed it
@@ -278,47 +278,69 @@ cdef class _Move:
 
     cdef list pending(self, bint resend):
         """(outlet, batch) of all that must be published again, in order for each lane."""
+        cdef Outlet old
+        found = []
+        if resend:
+            by_address = {<size_t>(<Outlet>old).o: old for old in self.olds}
+            for at in self.topics:
+                self.received(by_address[<size_t>self.lane(at).out], self.lane(at), found)
+            for old in self.olds:
+                self.in_flight(old, found)
+        return found
+
+    cdef received(self, Outlet old, shmb_lane *lane, list found):
+        """What was appended and not yet durable, as far as the old ring still holds it."""
+        cdef shmb_ingress *ring = &old.o.ring
         cdef shmb_pbatch *b
         cdef shmb_pbatch *next
+        cdef bint gap = False
+        shmb_lock(&old.o.lock)
+        b = lane.waiting
+        lane.waiting = lane.waiting_last = NULL
+        shmb_unlock(&old.o.lock)
+        while b != NULL:
+            next = b.next
+            # Half a ring back nothing can have been overwritten, not even by a batch growing in place.
+            if lane.producer_id >= 0 and not gap and b.frame_position + ring.capacity // 2 >= ring.published:
+                b.resent = 1
+                found.append((old, <size_t>b))
+            else:
+                gap = True
+                self.fail(old.o, b, SHMB_PB_UNKNOWN, SHMB_E_UNKNOWN_OUTCOME)
+            b = next
+        if gap and lane.producer_id >= 0:
+            lane.epoch += 1
+            lane.sequence = 0
+
+    cdef in_flight(self, Outlet old, list found):
+        """What has no receipt. The frame at the head alone may be in the log all the same."""
+        cdef shmb_ingress *ring = &old.o.ring
+        cdef shmb_pbatch *b
         cdef shmb_lane *lane
-        cdef shmb_ingress *ring
-        cdef Outlet old
-        cdef uint64_t seq
-        cdef bint gap
-        found = []
-        if not resend:
-            return found
-        by_address = {<size_t>(<Outlet>old).o: old for old in self.olds}
-        for at in self.topics:
-            lane = self.lane(at)
-            old = by_address[<size_t>lane.out]
-            ring = &old.o.ring
-            gap = False
-            b = lane.waiting
-            lane.waiting = lane.waiting_last = NULL
-            while b != NULL:
-                next = b.next
-                # Half a ring back nothing can have been overwritten, not even by a batch growing in place.
-                if lane.producer_id >= 0 and not gap and b.frame_position + ring.capacity // 2 >= ring.published:
-                    b.resent = 1
-                    found.append((old, <size_t>b))
-                else:
-                    gap = True
-                    shmb_pbatch_fail(b, SHMB_PB_UNKNOWN, SHMB_E_UNKNOWN_OUTCOME)
-                b = next
-            if gap and lane.producer_id >= 0:
-                lane.failed_epoch = -1
-                lane.epoch += 1
-                lane.sequence = 0
-        for old in self.olds:
-            ring = &old.o.ring
-            for seq in range(ring.received, ring.next_seq):
-                b = old.o.inflight[seq & (ring.slots - 1)]
-                old.o.inflight[seq & (ring.slots - 1)] = NULL
-                if b != NULL:
-                    found.append((old, <size_t>b))
-            ring.received = ring.next_seq
-        return found
+        cdef uint64_t seq, head
+        shmb_lock(&old.o.lock)
+        head = ring.received
+        ring.received = ring.next_seq
+        shmb_unlock(&old.o.lock)
+        for seq in range(head, ring.next_seq):
+            b = old.o.inflight[seq & (ring.slots - 1)]
+            old.o.inflight[seq & (ring.slots - 1)] = NULL
+            if b == NULL:
+                continue
+            lane = b.lane
+            lane.in_flight -= 1
+            if b.chain != lane.chain:  # one before it was rejected (invariant 7)
+                b.cause = lane.failed_error
+                self.fail(old.o, b, SHMB_PB_FAILED, SHMB_E_EARLIER)
+            elif seq == head and (lane.producer_id < 0 or b.epoch != lane.epoch):
+                self.fail(old.o, b, SHMB_PB_UNKNOWN, SHMB_E_UNKNOWN_OUTCOME)  # no sequence that could tell
+            else:
+                found.append((old, <size_t>b))
+
+    cdef fail(self, shmb_outlet *o, shmb_pbatch *b, int state, int32_t error):
+        shmb_lock(&o.lock)
+        shmb_pbatch_fail(b, state, error)
+        shmb_unlock(&o.lock)
 
     cdef place(self, bint ask):
         """Gives every lane its new ring, and what metadata says of its partition now."""
@@ -342,9 +364,7 @@ cdef class _Move:
         cdef uint64_t tail, receipts
         cdef int put, why
         if o == old.o:  # its topic is gone
-            shmb_lock(&o.lock)
-            shmb_pbatch_fail(b, SHMB_PB_FAILED, errors.UnknownTopic.kafka_code)
-            shmb_unlock(&o.lock)
+            self.fail(o, b, SHMB_PB_FAILED, errors.UnknownTopic.kafka_code)
             return
         w.epoch = self.outlets.epoch
         w.epoch_seen = shmb_observe32(self.outlets.epoch)

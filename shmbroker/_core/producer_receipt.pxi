@@ -38,7 +38,7 @@ cdef class Receipt:
         if error is not None:
             raise error
         b = self._b
-        offset = None if b.lane.acks == SHMB_ACKS_NONE else b.base_offset + self._index
+        offset = None if b.base_offset < 0 else b.base_offset + self._index
         return RecordMetadata(self._lanes.name, b.lane.partition, offset, self._timestamp)
 
     def exception(self, timeout=None):
@@ -136,7 +136,7 @@ cdef class ManyReceipt:
             b = self._segments[i].b
             partition = b.lane.partition
             counts[partition] = counts.get(partition, 0) + self._segments[i].count
-            if b.lane.acks == SHMB_ACKS_NONE:
+            if b.base_offset < 0:
                 offsets[partition] = None
             else:
                 first = b.base_offset + self._segments[i].first

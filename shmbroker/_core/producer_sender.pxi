@@ -84,7 +84,7 @@ cdef class Lanes:
             lane.codec = sender.codec
             lane.linger_ticks = sender.linger_ms * 1000 * shmb_ticks_per_us
             lane.producer_id = sender.producer_id if sender.idempotent else -1
-            lane.failed_epoch = -1
+            lane.chain = shmb_chain_begin()
             _place(self, lane, info, outlet, False)
             self.lanes[partition] = lane
             return lane
@@ -309,6 +309,8 @@ cdef class Sender:
             packed = compress(self.codec, PyBytes_FromStringAndSize(<char *>records, n))
             if PyBytes_GET_SIZE(packed) >= n:
                 packed = None
+        except Exception as error:  # nothing is wrong with the records: they go as they are
+            self.warn_uncompressed(error)
         finally:
             o = shmb_lane_lock(lane)
             if packed is None:
@@ -318,6 +320,12 @@ cdef class Sender:
             shmb_unlock(&o.lock)
             shmb_lane_wake_busy(lane)
         return 0
+
+    cdef warn_uncompressed(self, error):
+        if not self.warned_uncompressed:
+            self.warned_uncompressed = True
+            _log.warning("%s compression failed (%s: %s): batches of which it fails are sent uncompressed; "
+                         "this is said once a producer", CODECS[self.codec], type(error).__name__, error)
 
     cdef tend(self):
         """On the client thread, with the GIL: what the linger has run out for."""
@@ -341,7 +349,6 @@ cdef class Sender:
             lane.producer_id = producer_id
             lane.epoch = 0
             lane.sequence = 0
-            lane.failed_epoch = -1
         shmb_unlock(&o.lock)
         return 0
 

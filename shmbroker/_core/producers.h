@@ -33,12 +33,13 @@
 #include <string.h>
 #include <time.h>
 
-#include "atomics.h"
+#include "layout.h"
 #include "varint.h"
 
 #ifndef SHMB_PRODUCER_BATCHES
-#define SHMB_PRODUCER_BATCHES 64 /* remembered per producer: at least max_in_flight */
+#define SHMB_PRODUCER_BATCHES 64 /* remembered per producer */
 #endif
+_Static_assert(SHMB_PRODUCER_BATCHES >= SHMB_IN_FLIGHT_MAX, "whatever may be resent is remembered");
 _Static_assert(SHMB_PRODUCER_BATCHES >= 5, "Kafka's clients have 5 requests in flight");
 _Static_assert((SHMB_PRODUCER_BATCHES & (SHMB_PRODUCER_BATCHES - 1)) == 0, "a ring of 2^n");
 

@@ -20,6 +20,7 @@
 #define SHMB_SEQUENCER_H
 
 #include "appender.h"
+#include "chain.h"
 
 /* Kafka's error codes, and our own from 1000 on (shmbroker/errors.py has the table). */
 enum {
@@ -30,6 +31,8 @@ enum {
     SHMB_E_INVALID_EPOCH = 47,
     SHMB_E_STORAGE = 56,
     SHMB_E_INVALID_RECORD = 87,
+    SHMB_E_NOT_SUPPORTED = 1003,
+    SHMB_E_EARLIER = 1011,
     SHMB_E_READ_ONLY = 1012,
     SHMB_E_BAD_FRAME = 1004,
 };
@@ -64,7 +67,8 @@ static inline enum shmb_step shmb_detach(struct shmb_engine *e, struct shmb_sour
 static inline enum shmb_step shmb_reject(struct shmb_engine *e, struct shmb_source *g, const struct shmb_frame *f,
                                          uint64_t seq, uint64_t frame_bytes, int32_t error)
 {
-    struct shmb_receipt r = {seq, f->slot, error, -1, 0, 0, -1, 0, 0};
+    struct shmb_receipt r = {seq, f->slot, error, -1, 0, 0, -1, 0, g->chain};
+    g->rejected_end = seq + 1;
     shmb_poke(&e->head->rejected, shmb_peek(&e->head->rejected) + 1);
     shmb_receipt_put(g, &r, g->tail + frame_bytes);
     return SHMB_STEP_DONE;
@@ -249,6 +253,15 @@ static inline void shmb_mark_dirty(struct shmb_engine *e, struct shmb_part *p, u
     }
 }
 
+static inline int32_t shmb_batch_fault(int bad)
+{
+    switch (bad) {
+    case SHMB_BATCH_CRC: return SHMB_E_CORRUPT;
+    case SHMB_BATCH_TRANSACTIONAL: return SHMB_E_NOT_SUPPORTED;
+    default: return SHMB_E_INVALID_RECORD;
+    }
+}
+
 /* Steps 2 to 8 for a frame whose header is good and for which there is room. */
 static inline enum shmb_step shmb_append(struct shmb_engine *e, struct shmb_source *g, struct shmb_part *p,
                                          const struct shmb_frame *f, uint64_t seq, uint32_t length, uint16_t acks)
@@ -262,7 +275,7 @@ static inline enum shmb_step shmb_append(struct shmb_engine *e, struct shmb_sour
 
     int bad = shmb_batch_validate(to, length, SHMB_BATCH_FROM_CLIENT);
     if (bad)
-        return shmb_reject(e, g, f, seq, frame_bytes, bad == SHMB_BATCH_CRC ? SHMB_E_CORRUPT : SHMB_E_INVALID_RECORD);
+        return shmb_reject(e, g, f, seq, frame_bytes, shmb_batch_fault(bad));
     int64_t base_offset = p->next_offset, max_timestamp = shmb_batch_max_timestamp(to);
     int32_t count = shmb_batch_record_count(to);
     int known = shmb_check_producer(p, to, &base_offset);
@@ -314,6 +327,10 @@ static inline enum shmb_step shmb_step_frame(struct shmb_engine *e, struct shmb_
         return shmb_detach(e, g, "a frame's length passes the published end");
     if (seq != g->next_seq)
         return shmb_detach(e, g, "a frame is out of sequence");
+    g->chain = *(const volatile uint64_t *)&f->chain;
+    if (__builtin_expect(g->rejected_end != 0, 0) && seq - g->rejected_end < g->slots &&
+        shmb_chain_broken(g->receipts, g->slots, seq, g->chain))
+        return shmb_reject(e, g, f, seq, frame_bytes, SHMB_E_EARLIER);
     struct shmb_part *p = slot < e->slots ? e->parts[slot] : NULL;
     if (!p || p->slot_epoch != *(const volatile uint32_t *)&f->slot_epoch)
         return shmb_reject(e, g, f, seq, frame_bytes, SHMB_E_UNKNOWN_PARTITION);

@@ -111,7 +111,7 @@ static struct shmb_lane *lane_make(struct shmb_outlet *o, uint32_t slot)
     l->batch_want = 4096;
     l->linger_ticks = 3600ull * 1000000 * shmb_ticks_per_us;
     l->producer_id = 9;
-    l->failed_epoch = -1;
+    l->chain = shmb_chain_begin();
     return l;
 }
 

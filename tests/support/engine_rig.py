@@ -89,11 +89,12 @@ class Client:
         acks: int = 2,
         length: int | None = None,
         seq: int | None = None,
+        chain: int = 0,
     ) -> int:
         """Publishes a frame; returns its number."""
         number = self.seq if seq is None else seq
         header = FRAME.pack(
-            len(payload) if length is None else length, acks, 0, slot, epoch, number, 0
+            len(payload) if length is None else length, acks, 0, slot, epoch, number, chain
         )
         self.write(header + payload)
         self.publish()

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include "batch.h"
+#include "chain.h"
 #include "ingress.h"
 #include "producers.h"
 
@@ -41,7 +42,11 @@ static struct shmb_receipt judge(struct fake *f, const struct shmb_frame *frame)
 {
     struct shmb_slot *s = shmb_table_slot(f->table, frame->slot);
     const uint8_t *b = (const uint8_t *)(frame + 1);
-    struct shmb_receipt r = {.frame_seq = frame->frame_seq, .slot = frame->slot, .base_offset = -1};
+    const struct shmb_receipts_head *back = (const struct shmb_receipts_head *)f->receipts;
+    struct shmb_receipt r = {
+        .frame_seq = frame->frame_seq, .slot = frame->slot, .base_offset = -1, .chain = frame->chain};
+    if (shmb_chain_broken(f->receipts, back->slots, frame->frame_seq, frame->chain))
+        return r.error = 1011, r;
     if (frame->slot >= f->slots_max || shmb_peek32(&s->slot_epoch) != frame->slot_epoch)
         return r.error = 3, r;
     if (shmb_batch_validate(b, frame->length, SHMB_BATCH_FROM_CLIENT))
@@ -55,6 +60,8 @@ static struct shmb_receipt judge(struct fake *f, const struct shmb_frame *frame)
     if (id >= 0) {
         struct shmb_producers *t = producers_of(f, frame->slot);
         int verdict = shmb_producers_check(t, id, shmb_batch_producer_epoch(b), shmb_batch_base_sequence(b), count, &base);
+        if (verdict == SHMB_PRODUCER_STALE) /* success, as the sequencer has it */
+            return r.end_position = end, r.generation = shmb_peek(&s->generation), r;
         if (verdict > 1)
             return r.error = verdict == SHMB_PRODUCER_INVALID_EPOCH ? 47 : 45, r;
         if (verdict == 0) {

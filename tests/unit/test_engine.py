@@ -93,8 +93,9 @@ def test_frames_of_several_rings_and_partitions_keep_their_order(rig: Rig) -> No
         (lambda b: b[:16] + b"\x01" + b[17:], 87),
         (lambda b: b[:40], 87),
         (lambda b: b + b"\0" * 8, 87),
+        (lambda b: batch([b"bad"], producer_id=1, producer_epoch=0, transactional=True), 1003),
     ],
-    ids=["crc", "magic", "short", "longer than it says"],
+    ids=["crc", "magic", "short", "longer than it says", "transactional"],
 )
 def test_a_bad_batch_gets_an_error_and_the_next_one_is_appended(rig: Rig, spoil, code) -> None:
     engine = rig.engine()
@@ -233,6 +234,44 @@ def test_a_new_writer_takes_the_ring_over_with_what_was_not_durable(rig: Rig) ->
     assert client.wait(client.send(batch([b"6"])))["base_offset"] == 6
 
 
+def test_a_rejection_takes_the_later_frames_of_its_chain_with_it(rig: Rig) -> None:
+    engine = rig.engine()
+    part = rig.partition(engine)
+    client = rig.client(slots=8)
+    client.attach(engine)
+    good, bad = batch([b"good"]), batch([b"bad"])[:40]
+    sent = [(good, 1), (bad, 1), (good, 2), (good, 1), (good, 0), (good, 1), (bad, 2), (good, 2)]
+    for payload, chain in sent:
+        client.send(payload, chain=chain)
+    rig.start(engine)
+    client.wait(len(sent) - 1)
+    errors_seen = [client.receipt(n)["error"] for n in range(len(sent))]
+    assert errors_seen == [0, 87, 0, 1011, 0, 1011, 87, 1011]
+    for n in range(20):  # the receipts that broke them have been overwritten, the numbers are free
+        assert client.wait(client.send(good, chain=3))["error"] == 0, n
+    assert part.wait_drained(5)
+    assert stored(rig) == [b"good"] * 23
+
+
+def test_a_new_writer_remembers_what_the_old_one_rejected(rig: Rig) -> None:
+    first = rig.engine()
+    rig.partition(first)
+    client = rig.client()
+    client.attach(first)
+    rig.start(first, flushers=0)
+    assert client.wait(client.send(batch([b"bad"])[:40], chain=7))["error"] == 87
+    assert client.wait(client.send(batch([b"another's"]), chain=8))["error"] == 0
+    rig.stop(first)
+    client.send(batch([b"later"]), chain=7)
+    second = rig.engine()
+    part = rig.partition(second, adopt=True, fd=rig.files[0])
+    client.attach(second)
+    rig.start(second)
+    assert client.wait(2)["error"] == 1011
+    assert part.wait_drained(5)
+    assert stored(rig) == [b"another's"]
+
+
 def test_the_engines_error_codes_are_those_of_the_errors_module() -> None:
     header = Path(__file__).parents[2] / "shmbroker/_core/sequencer.h"
     codes = dict(re.findall(r"SHMB_E_(\w+) = (\d+)", header.read_text()))
@@ -244,6 +283,8 @@ def test_the_engines_error_codes_are_those_of_the_errors_module() -> None:
         "INVALID_EPOCH": errors.InvalidProducerEpoch,
         "STORAGE": errors.PartitionOffline,
         "INVALID_RECORD": errors.InvalidRecord,
+        "NOT_SUPPORTED": errors.NotSupported,
+        "EARLIER": errors.EarlierRejected,
         "READ_ONLY": errors.PartitionReadOnly,
         "BAD_FRAME": errors.Detached,
     }

@@ -385,6 +385,35 @@ def test_a_rejection_takes_the_later_batches_with_it_and_then_goes_on(broker: Br
     assert [r.value for r in records(broker)] == [b"first", b"after"]
 
 
+@pytest.mark.parametrize("idempotent", [True, False])
+@pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
+def test_what_is_in_the_ring_fails_with_the_batch_before_it(
+    broker: Broker, idempotent: bool, known: bool
+) -> None:
+    p = producer(broker, linger_ms=0, idempotent=idempotent)
+    other = producer(broker, linger_ms=0, idempotent=idempotent)
+    paused(broker, other)
+    if known:
+        resume(broker)
+        p.send("one", b"known").result(5)
+        broker.writer.paused = 1
+    broker.writer.reject = InvalidRecord.kafka_code
+    mine = [p.send("one", b"%d" % i) for i in range(5)]
+    others = other.send("one", b"other's")
+    resume(broker)
+    assert isinstance(mine[0].exception(5), InvalidRecord)
+    for later in mine[1:]:
+        error = later.exception(5)
+        assert isinstance(error, EarlierRejected)
+        assert isinstance(error.__cause__, InvalidRecord)
+    others.result(5)
+    p.send("one", b"after").result(5)
+    p.close()
+    other.close()
+    wanted = [b"first", *([b"known"] if known else []), b"other's", b"after"]
+    assert [r.value for r in records(broker)] == wanted
+
+
 def test_flush_reports_failures_that_nobody_looked_at_once(broker: Broker) -> None:
     p = producer(broker, linger_ms=0)
     paused(broker, p)
@@ -498,6 +527,89 @@ def test_what_was_appended_before_the_rings_were_lost_is_not_doubled(broker: Bro
         broker.connection.come_back()
         assert [r.result(5).offset for r in received] == list(range(1, 11))
     assert [r.value for r in records(broker)] == [b"first", *(b"%d" % i for i in range(10))]
+
+
+def lose_the_rings(broker: Broker) -> None:
+    """The broker dies, and its successor has no rings."""
+    from shmbroker._core import shm
+
+    broker.connection.lose()
+    ingress = broker.next_ingress
+    broker.stop_writer(ingress)
+    for letter in "ir":
+        shm.unlink(f"{broker.prefix}-{letter}{ingress}")
+    broker.connection.come_back()
+
+
+def test_no_more_frames_are_in_flight_than_the_broker_remembers(broker: Broker) -> None:
+    with producer(broker, linger_ms=0) as p, producer(broker, linger_ms=0) as other:
+        paused(broker, p)
+        receipts = [p.send("one", b"%d" % i) for i in range(200)]
+        (counters,) = outlets_of(broker.connection).counters().values()
+        assert counters["in_flight"] == 64
+        elsewhere = other.send("many", b"another partition has places of its own")
+        (counters,) = outlets_of(broker.connection).counters().values()
+        assert counters["in_flight"] == 65
+        resume(broker)
+        assert [r.result(5).offset for r in receipts] == list(range(1, 201))
+        elsewhere.result(5)
+
+
+def test_more_than_the_broker_remembers_is_appended_once_and_keeps_its_offsets(
+    broker: Broker,
+) -> None:
+    with producer(broker, linger_ms=0) as p:
+        p.send("one", b"first").result(5)
+        broker.writer.not_durable = 1
+        received = []
+        for i in range(200):
+            received.append(p.send("one", b"%d" % i))
+            while broker.writer.records < i + 2:
+                pass
+        with pytest.raises(TimedOut):
+            received[-1].result(0.05)
+        lose_the_rings(broker)
+        assert [r.result(5).offset for r in received] == list(range(1, 201))
+    assert [r.value for r in records(broker)] == [b"first", *(b"%d" % i for i in range(200))]
+
+
+def test_without_sequences_the_frame_in_doubt_is_not_sent_again(broker: Broker) -> None:
+    p = producer(broker, linger_ms=0, idempotent=False)
+    paused(broker, p)
+    doubtful, *others = [p.send("one", b"%d" % i) for i in range(3)]
+    lose_the_rings(broker)
+    with pytest.raises(OutcomeUnknown):
+        doubtful.result(5)
+    assert [r.result(5).offset for r in others] == [1, 2]
+    p.close()
+    assert [r.value for r in records(broker)] == [b"first", b"1", b"2"]
+
+
+def test_a_batch_that_can_t_be_compressed_is_sent_as_it_is(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(codec: int, data: bytes) -> bytes:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("shmbroker._core.producer.compress", fail)
+    with producer(broker, compression="zstd") as p:
+        p.send("one", b"opens the ring").result(5)
+        at_once = p.send("one", b"a" * 1000)
+        at_once.result(5)
+        broker.writer.paused = 1
+        p.send("one", b"leaves at once, the writer is dry")
+        by_the_client_thread = p.send("one", b"b" * 1000)
+        resume(broker)
+        deadline = time.monotonic() + 5
+        while not by_the_client_thread.done() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert by_the_client_thread.done()
+        assert by_the_client_thread.exception(0) is None
+    assert [r.value for r in records(broker)][1::2] == [b"a" * 1000, b"b" * 1000]
+    assert [r.getMessage() for r in caplog.records if "zstd" in r.getMessage()] == [
+        "zstd compression failed (MemoryError: no room): batches of which it fails are sent "
+        "uncompressed; this is said once a producer"
+    ]
 
 
 def test_a_ring_that_the_writer_dropped_fails_its_records_and_is_replaced(broker: Broker) -> None:
