@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from shmbroker.client import (
         Client,
         Consumer,
+        PartitionInfo,
         Producer,
         Receipt,
         Record,
         RecordBatch,
         RecordMetadata,
+        TopicInfo,
+        TopicPartition,
         connect,
     )
 
@@ -28,11 +31,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Client",
     "Consumer",
+    "PartitionInfo",
     "Producer",
     "Receipt",
     "Record",
     "RecordBatch",
     "RecordMetadata",
+    "TopicInfo",
+    "TopicPartition",
     "connect",
 ]
 _LAZY = frozenset(__all__)

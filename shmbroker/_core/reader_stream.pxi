@@ -87,11 +87,15 @@ cdef class RecordStream:
         self._all = []
         self._readers = []
 
-    cdef int _enter(self) except -1:
+    def _check(self):
+        """ForkedError in a forked child, ClosedError after close()."""
         if self._forks != forks:
             raise errors.ForkedError("this consumer")
         if shmb_observe32(self._stop._word):
             raise errors.ClosedError("this consumer is closed")
+
+    cdef int _enter(self) except -1:
+        self._check()
         if not self._lock.acquire(False):
             raise errors.ConcurrentUse("two threads are inside one consumer, which belongs to one "
                                        "at a time: give each thread a consumer of its own")
@@ -196,24 +200,32 @@ cdef class RecordStream:
     def _quick(self, long long deadline_ns):
         """The next batch out of a ring, waiting for it; None when the deadline has passed or something
         else must be looked at."""
+        while True:
+            found = self._try()
+            if found is not None:
+                return None if found is False else found
+            if deadline_ns <= 0 or not self._sleep(deadline_ns):
+                return None
+
+    def _try(self):
+        """The next batch out of a ring, without waiting; None when waiting is all there is to do, and
+        False when something else must be looked at (`_slow`)."""
         cdef Py_ssize_t n = PyList_GET_SIZE(self._readers), i
         cdef PartitionReader reader
         cdef RecordBatch batch
-        while True:
-            if awake(NULL, 0, self._epoch._word, self._seen, self._stop._word):
-                return None
-            for i in range(n):
-                reader = self._readers[(self._turn + i) % n]
-                if reader.leader_epoch >= 0 and reader.was_recovered():
-                    return None
-                batch = reader._fetch(self._most)
-                if batch is not None:
-                    self._turn = (self._turn + i + 1) % n
-                    return batch
-                if reader.odd():
-                    return None
-            if deadline_ns <= 0 or not self._sleep(deadline_ns):
-                return None
+        if awake(NULL, 0, self._epoch._word, self._seen, self._stop._word):
+            return False
+        for i in range(n):
+            reader = self._readers[(self._turn + i) % n]
+            if reader.leader_epoch >= 0 and reader.was_recovered():
+                return False
+            batch = reader._fetch(self._most)
+            if batch is not None:
+                self._turn = (self._turn + i + 1) % n
+                return batch
+            if reader.odd():
+                return False
+        return None
 
     cdef bint _sleep(self, int64_t deadline_ns) except -1:
         """Waits until a partition has more than was read or has changed since its last fetch, or the
