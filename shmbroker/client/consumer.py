@@ -51,13 +51,8 @@ class Consumer(Positions):
     ) -> None:
         self._closed = True  # until it is whole, for __del__ and close
         self._pid = os.getpid()
-        _one_of("isolation", isolation, ("durable", "appended"))
-        _one_of("on_gap", on_gap, ("error", "earliest"))
+        check_options(topics, partitions, isolation, on_gap)
         _one_of("idle", idle, tuple(_SPIN_NS))
-        if not topics:
-            raise ValueError("name at least one topic: client.consumer('ticks')")
-        if partitions is not None and not partitions:
-            raise ValueError("partitions is empty; leave it out to read all of them")
         cores = len(os.sched_getaffinity(0))
         spin_ns = _SPIN_NS[idle] if idle == "spin" or cores > 1 else 0
         super().__init__(client, on_gap == "earliest", spin_ns)
@@ -151,9 +146,21 @@ class Consumer(Positions):
         return f"<shmbroker.Consumer of {what}{more}{', closed' if self._closed else ''}>"
 
 
+def check_options(
+    topics: tuple[str, ...], partitions: list[int] | None, isolation: str, on_gap: str
+) -> None:
+    """ValueError for what can't be, before anything is asked of the broker."""
+    _one_of("isolation", isolation, ("durable", "appended"))
+    _one_of("on_gap", on_gap, ("error", "earliest"))
+    if not topics:
+        raise ValueError("name at least one topic: client.consumer('ticks')")
+    if partitions is not None and not partitions:
+        raise ValueError("partitions is empty; leave it out to read all of them")
+
+
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}")
 
 
-__all__ = ["Consumer", "Start", "Where"]
+__all__ = ["Consumer", "Start", "Where", "check_options"]
