@@ -6,20 +6,25 @@ that `import shmbroker` brings no CLI, log or plot library with it.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from shmbroker import errors
 from shmbroker.errors import *  # noqa: F403
 
 if TYPE_CHECKING:
+    from shmbroker import aio as aio
     from shmbroker.client import (
         Client,
         Consumer,
+        PartitionInfo,
         Producer,
         Receipt,
         Record,
         RecordBatch,
         RecordMetadata,
+        TopicInfo,
+        TopicPartition,
         connect,
     )
 
@@ -28,11 +33,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Client",
     "Consumer",
+    "PartitionInfo",
     "Producer",
     "Receipt",
     "Record",
     "RecordBatch",
     "RecordMetadata",
+    "TopicInfo",
+    "TopicPartition",
     "connect",
 ]
 _LAZY = frozenset(__all__)
@@ -41,6 +49,8 @@ __all__ += errors.__all__
 
 def __getattr__(name: str) -> Any:
     """Loads the client when one of its names is used first (PEP 562)."""
+    if name == "aio":
+        return import_module("shmbroker.aio")
     if name not in _LAZY:
         raise AttributeError(f"module 'shmbroker' has no attribute {name!r}")
     from shmbroker import client
@@ -51,4 +61,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, "aio"})

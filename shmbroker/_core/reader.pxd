@@ -85,6 +85,32 @@ cdef extern from "park.h" nogil:
         SHMB_WAITV_MAX
 
 
+cdef extern from "watch.h" nogil:
+    struct shmb_watch:                 # one partition that is waited for
+        const shmb_slot *slot
+        const shmb_a64 *end
+        int64_t position
+        uint64_t generation
+        uint32_t slot_epoch
+        uint32_t state
+    int shmb_watch_ready(const shmb_watch *w, size_t n)
+    struct shmb_waiter:                # one consumer of an event loop that waits
+        shmb_a32 fired
+        size_t n
+        shmb_watch *watches
+        shmb_a32 **words
+        shmb_a32 *instance
+        shmb_a32 *epoch
+        uint32_t seen
+        shmb_a32 *stop
+    struct shmb_watcher:               # the thread that waits for them
+        pass
+    int shmb_watcher_init(shmb_watcher *s, int eventfd)
+    int shmb_watcher_add(shmb_watcher *s, shmb_waiter *w)
+    void shmb_watcher_remove(shmb_watcher *s, shmb_waiter *w)
+    void shmb_watcher_stop(shmb_watcher *s)
+
+
 cdef class Mapping:
     cdef readonly str name             # "/shmb-…"
     cdef readonly uint64_t inode       # another object of the same name has another
@@ -177,4 +203,30 @@ cdef class RecordStream:
     cdef int _enter(self) except -1
     cdef int _leave(self) except -1
     cdef object _one(self, int64_t deadline_ns)
+    cdef bint _buffered(self)
+    cdef object _pop(self)
+    cdef int _describe(self, shmb_watch *watches, shmb_a32 **words) except -1
     cdef bint _sleep(self, int64_t deadline_ns) except -1
+
+
+cdef class Watcher:
+    cdef shmb_watcher *_watcher        # NULL: closed
+    cdef unsigned _forks               # of this process when it was made
+    cdef set _parks                    # every park object it may have slept on stays mapped
+
+
+cdef class Waiter:
+    cdef shmb_waiter _waiter
+    cdef Watcher _watcher              # None: not listed
+    cdef list _tables                  # and words: what _waiter points to stays
+
+    cdef int _fill(self, RecordStream stream, Py_ssize_t n) except -1
+
+
+cdef class AsyncRecords:
+    cdef public RecordStream _stream   # None: not begun
+
+
+cdef class NextRecord:
+    cdef AsyncRecords _of
+    cdef object _rest                  # the iterator of a coroutine that waits; None: none yet

@@ -3,32 +3,12 @@
 # ---- Waiting ----
 
 
-cdef struct Watch:
-    const shmb_slot *slot
-    const shmb_a64 *end                # what must pass `position`
-    int64_t position
-    uint64_t generation
-    uint32_t slot_epoch
-    uint32_t state
-
-
-cdef bint any_ready(const Watch *w, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        if (<int64_t>shmb_observe(w[i].end) > w[i].position
-                or shmb_observe32(&w[i].slot.state) != w[i].state
-                or shmb_observe(&w[i].slot.generation) != w[i].generation
-                or shmb_observe32(&w[i].slot.slot_epoch) != w[i].slot_epoch):
-            return True
-    return False
-
-
-cdef bint awake(const Watch *w, Py_ssize_t n, shmb_a32 *epoch, uint32_t seen,
+cdef bint awake(const shmb_watch *w, Py_ssize_t n, shmb_a32 *epoch, uint32_t seen,
                 shmb_a32 *stop) noexcept nogil:
-    return shmb_observe32(epoch) != seen or shmb_observe32(stop) != 0 or any_ready(w, n)
+    return shmb_observe32(epoch) != seen or shmb_observe32(stop) != 0 or shmb_watch_ready(w, n)
 
 
-cdef int sleep_until(const Watch *w, Py_ssize_t n, shmb_a32 **words, Py_ssize_t n_words,
+cdef int sleep_until(const shmb_watch *w, Py_ssize_t n, shmb_a32 **words, Py_ssize_t n_words,
                      shmb_a32 *instance, shmb_a32 *epoch, uint32_t seen, shmb_a32 *stop,
                      int64_t spin_ns, int64_t deadline_ns) noexcept nogil:
     """0: something is ready, or `epoch` or `stop` changed; else EINTR or ETIMEDOUT."""
@@ -87,11 +67,15 @@ cdef class RecordStream:
         self._all = []
         self._readers = []
 
-    cdef int _enter(self) except -1:
+    def _check(self):
+        """ForkedError in a forked child, ClosedError after close()."""
         if self._forks != forks:
             raise errors.ForkedError("this consumer")
         if shmb_observe32(self._stop._word):
             raise errors.ClosedError("this consumer is closed")
+
+    cdef int _enter(self) except -1:
+        self._check()
         if not self._lock.acquire(False):
             raise errors.ConcurrentUse("two threads are inside one consumer, which belongs to one "
                                        "at a time: give each thread a consumer of its own")
@@ -143,9 +127,7 @@ cdef class RecordStream:
             self._leave()
 
     cdef object _one(self, int64_t deadline_ns):
-        cdef RecordBatch batch
-        cdef list records
-        if self._records is None or self._at >= PyList_GET_SIZE(self._records):
+        if not self._buffered():
             self._enter()
             try:
                 self._records = None
@@ -154,26 +136,32 @@ cdef class RecordStream:
                     found = self._slow(deadline_ns)
                     if found is None:
                         return None
-                batch = found
-                self._records = batch._fill(RECORDS)
-                self._at = 0
+                self._buffer(found)
             finally:
                 self._leave()
         elif self._forks != forks:
             raise errors.ForkedError("this consumer")
-        records = self._records
-        if records is None:
+        if self._records is None:
             raise errors.ClosedError("this consumer is closed")
-        record = records[self._at]
+        return self._pop()
+
+    cdef bint _buffered(self):
+        return self._records is not None and self._at < PyList_GET_SIZE(self._records)
+
+    cdef object _pop(self):
+        record = self._records[self._at]
         self._at += 1
         return record
+
+    def _buffer(self, RecordBatch batch not None):
+        """These records come next."""
+        self._records = batch._fill(RECORDS)
+        self._at = 0
 
     @property
     def _next_buffered(self):
         """The record that comes next, where it was fetched already."""
-        if self._records is not None and self._at < PyList_GET_SIZE(self._records):
-            return self._records[self._at]
-        return None
+        return self._records[self._at] if self._buffered() else None
 
     def _wait(self, long long deadline_ns):
         """Waits until something changes; False at the deadline."""
@@ -183,7 +171,7 @@ cdef class RecordStream:
         """Gives back what was fetched and not handed out, so that positions are the user's."""
         cdef Record record
         cdef PartitionReader reader
-        if self._records is not None and self._at < PyList_GET_SIZE(self._records):
+        if self._buffered():
             record = self._records[self._at]
             for reader in self._all:
                 if reader.partition == record.partition and reader.topic == record.topic:
@@ -196,52 +184,50 @@ cdef class RecordStream:
     def _quick(self, long long deadline_ns):
         """The next batch out of a ring, waiting for it; None when the deadline has passed or something
         else must be looked at."""
+        while True:
+            found = self._try()
+            if found is not None:
+                return None if found is False else found
+            if deadline_ns <= 0 or not self._sleep(deadline_ns):
+                return None
+
+    def _try(self):
+        """The next batch out of a ring, without waiting; None when waiting is all there is to do, and
+        False when something else must be looked at (`_slow`)."""
         cdef Py_ssize_t n = PyList_GET_SIZE(self._readers), i
         cdef PartitionReader reader
         cdef RecordBatch batch
-        while True:
-            if awake(NULL, 0, self._epoch._word, self._seen, self._stop._word):
-                return None
-            for i in range(n):
-                reader = self._readers[(self._turn + i) % n]
-                if reader.leader_epoch >= 0 and reader.was_recovered():
-                    return None
-                batch = reader._fetch(self._most)
-                if batch is not None:
-                    self._turn = (self._turn + i + 1) % n
-                    return batch
-                if reader.odd():
-                    return None
-            if deadline_ns <= 0 or not self._sleep(deadline_ns):
-                return None
+        if awake(NULL, 0, self._epoch._word, self._seen, self._stop._word):
+            return False
+        for i in range(n):
+            reader = self._readers[(self._turn + i) % n]
+            if reader.leader_epoch >= 0 and reader.was_recovered():
+                return False
+            batch = reader._fetch(self._most)
+            if batch is not None:
+                self._turn = (self._turn + i + 1) % n
+                return batch
+            if reader.odd():
+                return False
+        return None
 
     cdef bint _sleep(self, int64_t deadline_ns) except -1:
         """Waits until a partition has more than was read or has changed since its last fetch, or the
         attachment has, or the consumer was closed. False at the deadline. Runs signal handlers."""
-        cdef Py_ssize_t n = PyList_GET_SIZE(self._readers), n_words = n, i
-        cdef PartitionReader reader
-        cdef Watch few[4]
+        cdef Py_ssize_t n = PyList_GET_SIZE(self._readers), n_words = n
+        cdef shmb_watch few[4]
         cdef shmb_a32 *few_words[4]
-        cdef Watch *watches = few
+        cdef shmb_watch *watches = few
         cdef shmb_a32 **words = few_words
         cdef shmb_a32 *instance = word_at(self._park, SHMB_PARK_INSTANCE)
         cdef int rc
         if n > 4:
-            watches = <Watch *>PyMem_Malloc(n * sizeof(Watch))
+            watches = <shmb_watch *>PyMem_Malloc(n * sizeof(shmb_watch))
             words = <shmb_a32 **>PyMem_Malloc(n * sizeof(shmb_a32 *))
         try:
             if watches == NULL or words == NULL:
                 raise MemoryError()
-            for i in range(n):
-                reader = self._readers[i]
-                watches[i].slot = reader._slot
-                watches[i].end = (&reader._slot.log_end_offset if reader.appended
-                                  else &reader._slot.durable_offset)
-                watches[i].position = reader.position
-                watches[i].slot_epoch = reader._seen_slot_epoch
-                watches[i].state = reader._seen_state
-                watches[i].generation = reader._seen_generation
-                words[i] = word_at(self._park, reader._park_word)
+            self._describe(watches, words)
             if n == 0 or n > SHMB_WAITV_MAX:
                 words[0] = instance
                 n_words = 1
@@ -260,6 +246,22 @@ cdef class RecordStream:
             if n > 4:
                 PyMem_Free(watches)
                 PyMem_Free(words)
+
+    cdef int _describe(self, shmb_watch *watches, shmb_a32 **words) except -1:
+        """What there is to wait for, as many of each as there are readers."""
+        cdef PartitionReader reader
+        cdef Py_ssize_t i
+        for i in range(PyList_GET_SIZE(self._readers)):
+            reader = self._readers[i]
+            watches[i].slot = reader._slot
+            watches[i].end = (&reader._slot.log_end_offset if reader.appended
+                              else &reader._slot.durable_offset)
+            watches[i].position = reader.position
+            watches[i].slot_epoch = reader._seen_slot_epoch
+            watches[i].state = reader._seen_state
+            watches[i].generation = reader._seen_generation
+            words[i] = word_at(self._park, reader._park_word)
+        return 0
 
     def _stop_waits(self):
         """Ends the present wait and all later ones. Any thread."""

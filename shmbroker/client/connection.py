@@ -44,6 +44,7 @@ from shmbroker.places import Places
 
 _RETRY_FIRST_S: Final = 0.005  # between two attempts to attach again, doubling up to …
 _RETRY_LAST_S: Final = 0.1
+_LAST_ATTEMPT_S: Final = 0.5  # for a broker that listens and does not answer, past reconnect_s
 
 
 class Listener(Protocol):
@@ -74,6 +75,7 @@ class Connection:
         self._map_lock = threading.Lock()
         self._tables: dict[int, Mapping] = {}
         self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
+        self._observers: list[Callable[[], None]] = []
         self.attachment, self._socket = attach(places, timeout, None)
         try:
             self.park = self._map("p", shm.KIND_PARK, writable=True)
@@ -109,14 +111,10 @@ class Connection:
         Raises BrokerGone when it isn't back within `reconnect_s`, TimedOut after `timeout` seconds,
         ClosedError when close() is called meanwhile or `given_up` is true (after `notify`).
         """
-        self.check()
-        epoch = self.epoch.value
-        if not epoch & 1:
+        epoch = self.look(again=True)
+        if epoch is not None:
             return epoch
         with self._changed:
-            if self._lost:
-                self._lost = False
-                os.eventfd_write(self._wake_fd, 1)
             ended = self._changed.wait_for(
                 lambda: (
                     self._closed
@@ -126,23 +124,49 @@ class Connection:
                 ),
                 timeout,
             )
-            self.check()
-            if given_up is not None and given_up():
-                raise ClosedError("closed while the broker was gone")
-            if self._lost:
-                raise BrokerGone(
-                    f"the broker of instance {self.places.instance!r} (pid "
-                    f"{self.attachment.broker_pid}) went away and did not come back within "
-                    f"{self.reconnect_s:g} s; start it with: shmbroker up, then try again"
-                )
+        self.check()
+        if given_up is not None and given_up():
+            raise ClosedError("closed while the broker was gone")
         if not ended:
             raise TimedOut(f"the broker of instance {self.places.instance!r} is gone")
-        return self.attached(timeout, given_up)
+        epoch = self.look()
+        return self.attached(timeout, given_up) if epoch is None else epoch
+
+    def look(self, again: bool = False) -> int | None:
+        """The present epoch (even), or None while the broker is gone; never waits.
+
+        Raises BrokerGone when it did not come back within `reconnect_s`, unless `again` asks for
+        one more attempt; ClosedError after close().
+        """
+        self.check()
+        epoch = self.epoch.value
+        if not epoch & 1:
+            return epoch
+        with self._changed:
+            self.check()
+            if not self._lost:
+                return None
+            if again:
+                self._lost = False
+                os.eventfd_write(self._wake_fd, 1)
+                return None
+        raise BrokerGone(
+            f"the broker of instance {self.places.instance!r} (pid "
+            f"{self.attachment.broker_pid}) went away and did not come back within "
+            f"{self.reconnect_s:g} s; start it with: shmbroker up, then try again"
+        )
+
+    def on_change(self, fn: Callable[[], None]) -> None:
+        """Calls `fn`, on whatever thread, whenever `look` may have something else to say, until
+        the end of `close`. It must neither block nor raise."""
+        self._observers.append(fn)
 
     def notify(self) -> None:
         """Has the waits in `attached` look at their `given_up` again."""
         with self._changed:
             self._changed.notify_all()
+        for fn in self._observers:
+            fn()
 
     def request(self, op: str, timeout: float | None = None, **args: Any) -> dict[str, Any]:
         """One control request and its answer; `timeout` in seconds, that of connect() by default.
@@ -185,7 +209,7 @@ class Connection:
                 return
             self._closed = True
             self.epoch.set(self.epoch.value | 1)
-            self._changed.notify_all()
+        self.notify()
         os.eventfd_write(self.gone_fd, 1)
         self.wake_all()
         os.eventfd_write(self._wake_fd, 1)
@@ -241,6 +265,7 @@ class Connection:
         os.eventfd_write(self.gone_fd, 1)
         self.wake_all()
         self._socket.close()
+        self.notify()
         for listener in list(self._listeners):
             listener.on_gone()
 
@@ -249,7 +274,7 @@ class Connection:
         pause, deadline = _RETRY_FIRST_S, time.monotonic() + self.reconnect_s
         while not self._closed:
             try:
-                self._reattach()
+                self._reattach(deadline)
                 return True
             except (ShmbrokerError, OSError, ValueError):
                 pass  # not there yet, or not ready; what is final shows as BrokerGone in the end
@@ -257,7 +282,7 @@ class Connection:
             if left <= 0:
                 with self._changed:
                     self._lost = True
-                    self._changed.notify_all()
+                self.notify()
             wait = select.poll()
             wait.register(self._wake_fd, select.POLLIN)
             wait.poll(None if left <= 0 else min(pause, left) * 1000)
@@ -265,14 +290,15 @@ class Connection:
             pause = min(2 * pause, _RETRY_LAST_S)
         return False
 
-    def _reattach(self) -> None:
+    def _reattach(self, deadline: float) -> None:
         before = self.attachment
+        patience = min(self.timeout, max(_LAST_ATTEMPT_S, deadline - time.monotonic()))
         try:
-            attachment, sock = attach(self.places, self.timeout, before)
+            attachment, sock = attach(self.places, patience, before)
         except NoBroker:
             raise
         except ShmbrokerError:  # the broker knows this client no more
-            attachment, sock = attach(self.places, self.timeout, None)
+            attachment, sock = attach(self.places, patience, None)
         self.attachment = attachment
         try:
             with self._map_lock:
@@ -294,7 +320,7 @@ class Connection:
             _drain(self.gone_fd)
             self.epoch.set(self.epoch.value + 1)
             self._lost = False
-            self._changed.notify_all()
+        self.notify()
         for listener in list(self._listeners):
             listener.on_reattached(adopted)
 

@@ -65,17 +65,15 @@ class Reading(RecordStream):
         while True:
             if self._closed:
                 raise ClosedError("this consumer is closed")
-            epoch = self._epoch.value
-            if not epoch & 1 and epoch != self._seen:
-                self._rebind(epoch)
-            readers = self._readers
-            for n in range(len(readers)):
-                reader = readers[(self._turn_slow + n) % len(readers)]
-                batch = self._fetch_slow(reader)
-                if batch is not None:
-                    self._turn_slow += n + 1
-                    return batch
-            if epoch & 1:
+            try:
+                batch = self._look_everywhere()
+            except TimedOut:
+                if not self._epoch.value & 1:
+                    raise
+                batch = None  # the broker went away while it was asked: that is waited for below
+            if batch is not None:
+                return batch
+            if self._epoch.value & 1:
                 if not self._await_broker(deadline_ns):
                     return None
                 continue
@@ -84,6 +82,19 @@ class Reading(RecordStream):
             batch = self._quick(deadline_ns)
             if batch is not None:
                 return batch
+
+    def _look_everywhere(self) -> RecordBatch | None:
+        """What any partition has for us, in turn, after an attach from its new place."""
+        epoch = self._epoch.value
+        if not epoch & 1 and epoch != self._seen:
+            self._rebind(epoch)
+        readers = self._readers
+        for n in range(len(readers)):
+            batch = self._fetch_slow(readers[(self._turn_slow + n) % len(readers)])
+            if batch is not None:
+                self._turn_slow += n + 1
+                return batch
+        return None
 
     def _fetch_slow(self, reader: PartitionReader) -> RecordBatch | None:
         """What the partition has for us, wherever it is; None when there is nothing (yet)."""

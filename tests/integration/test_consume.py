@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from shmbroker.client.client import Client
+from shmbroker.client.metadata import TopicPartition
 from shmbroker.errors import OffsetOutOfRange, UnknownTopic
 
 pytestmark = pytest.mark.timeout(90)
@@ -103,3 +104,32 @@ def test_an_offset_that_never_was_is_out_of_range(client: Client) -> None:
     client.create_topic("t")
     with client.consumer("t", start=5) as consumer, pytest.raises(OffsetOutOfRange):
         consumer.poll(1)
+
+
+def test_who_falls_behind_retention_is_told_both_offsets_and_never_jumps(client: Client) -> None:
+    # `segment.bytes` as small as may be: retention drops whole segments.
+    client.create_topic("t", config={"segment.bytes": 1 << 20, "retention.bytes": 1 << 20})
+    send(client, numbered(0, 10))
+    with (
+        client.consumer("t", start="earliest") as strict,
+        client.consumer("t", start="earliest", on_gap="earliest") as lenient,
+    ):
+        first = strict.poll(5)
+        assert first is not None
+        assert lenient.poll(5) is not None
+        strict.seek(5)
+        lenient.seek(5)
+        with client.producer() as producer:
+            while strict.beginning_offsets()[TopicPartition("t", 0)] <= 5:
+                producer.send_many("t", numbered(0, 5_000), partition=0).result(30)
+        with pytest.raises(OffsetOutOfRange) as told:
+            strict.poll(5)
+        assert told.value.offset == strict.position() == 5
+        assert told.value.log_start_offset > 5
+        with pytest.raises(OffsetOutOfRange):  # and again, until it is moved
+            strict.poll(5)
+        strict.seek(strict.beginning_offsets()[TopicPartition("t", 0)])
+        assert strict.poll(5) is not None
+        record = lenient.poll(5)
+        assert record is not None
+        assert record.offset >= told.value.log_start_offset

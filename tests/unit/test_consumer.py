@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -320,6 +321,136 @@ def test_offsets_for_time_in_files_and_in_the_ring(log: FakePartition, client: C
         assert consumer.position() == 50
     with client.consumer("t", start=datetime.fromtimestamp(1.19, UTC)) as consumer:
         assert values(consumer) == numbered(190, 10)
+
+
+def test_all_partitions_go_to_a_named_place_and_one_to_an_offset(
+    fake: FakeBroker, client: Client
+) -> None:
+    for log in fake.partitions:
+        log.make_ring(RING)
+        for value in numbered(0, 4):
+            log.append(value)
+        log.flush()
+    with client.consumer("t") as consumer:
+        consumer.seek("earliest")
+        assert [consumer.position(p) for p in (0, 1)] == [0, 0]
+        consumer.seek("latest")
+        assert [consumer.position(p) for p in (0, 1)] == [4, 4]
+        consumer.seek(datetime.fromtimestamp(1.002, UTC))
+        assert [consumer.position(p) for p in (0, 1)] == [2, 2]
+        consumer.seek(3, 1)
+        consumer.seek("earliest", ("t", 0))
+        assert [consumer.position(p) for p in (0, 1)] == [0, 3]
+        with pytest.raises(ValueError, match="say which partition"):
+            consumer.seek(1)
+        with pytest.raises(ValueError, match="is no place"):
+            consumer.seek("the end")  # type: ignore[arg-type]
+
+
+def test_negative_offsets_are_refused_wherever_they_are_given(
+    log: FakePartition, client: Client
+) -> None:
+    with pytest.raises(ValueError, match="begin at 0: -1"):
+        client.consumer("t", start=-1)
+    with client.consumer("t") as consumer, pytest.raises(ValueError, match="begin at 0: -2"):
+        consumer.seek(-2)
+
+
+def test_a_consumer_of_nothing_is_refused(log: FakePartition, client: Client) -> None:
+    with pytest.raises(ValueError, match="at least one topic"):
+        client.consumer()
+    with pytest.raises(ValueError, match="partitions is empty"):
+        client.consumer("t", partitions=[])
+    with pytest.raises(ValueError, match="isolation is one of 'durable', 'appended'"):
+        client.consumer("t", isolation="committed")  # type: ignore[arg-type]
+
+
+def test_one_batch_at_a_time(log: FakePartition, client: Client) -> None:
+    log.append(*numbered(0, 3))
+    log.flush()
+    with client.consumer("t", start="earliest") as consumer:
+        first = consumer.poll(0)
+        assert first is not None
+        batch = consumer.poll_batch(1)
+        assert batch is not None
+        assert batch.values() == numbered(1, 2)
+        assert consumer.poll_batch(0) is None
+        assert consumer.poll_batch(0.01) is None
+
+
+def test_batches_end_after_so_many_seconds_of_silence(log: FakePartition, client: Client) -> None:
+    with client.consumer("t", start="earliest") as consumer:
+
+        def more() -> None:
+            log.append(b"late")
+            log.flush()
+
+        log.append(b"soon")
+        log.flush()
+        seen, timer = [], None
+        began = time.monotonic()
+        for batch in consumer.batches(timeout=0.3):
+            seen += batch.values()
+            timer = timer or soon(more)  # the silence begins anew with each batch
+        assert seen == [b"soon", b"late"]
+        assert 0.3 <= time.monotonic() - began < 3
+
+
+def test_an_asked_for_offset_leaves_the_position_alone(log: FakePartition, client: Client) -> None:
+    for value in numbered(0, 10):
+        log.append(value)
+    log.flush()
+    with client.consumer("t", start=4) as consumer:
+        assert consumer.offsets_for_time(1002) == {("t", 0): 2}
+        assert consumer.position() == 4
+        assert values(consumer) == numbered(4, 6)
+
+
+def test_positions_and_pauses_need_no_broker(
+    fake: FakeBroker, log: FakePartition, client: Client
+) -> None:
+    with client.consumer("t", start=0) as consumer:
+        fake.kill()
+        while not client.connection.epoch.value & 1:
+            time.sleep(0.001)
+        consumer.seek(7)
+        consumer.pause(0)
+        assert consumer.position() == 7
+        assert consumer.paused() == consumer.assignment() == [TopicPartition("t", 0)]
+        consumer.resume(0)
+        assert consumer.paused() == []
+
+
+def test_a_broker_that_dies_while_a_consumer_asks_it_is_waited_for(
+    fake: FakeBroker, log: FakePartition
+) -> None:
+    connection = Connection(fake.places, timeout=0.2, reconnect_s=20.0)
+    with Client(connection) as client, client.consumer("t") as consumer:
+        asked = threading.Event()
+
+        def die(_: object) -> dict[str, object]:
+            asked.set()
+            raise NotImplementedError
+
+        def restart() -> None:
+            assert asked.wait(5)
+            fake.kill()
+            time.sleep(0.4)  # longer than the client waits for an answer
+            del fake.answers["metadata"]
+            log.slot.slot_epoch, log.slot.state = 1, shm.STATES.index("online")
+            fake.restart()
+            log.append(b"after")
+            log.flush()
+
+        thread = threading.Thread(target=restart)
+        thread.start()
+        fake.answers["metadata"] = die
+        log.slot.slot_epoch = 9  # so that the consumer asks where the partition is
+        log.ring_words()
+        record = consumer.poll(10)
+        thread.join()
+        assert record is not None
+        assert record.value == b"after"
 
 
 def test_paused_partitions_wait(fake: FakeBroker, client: Client) -> None:

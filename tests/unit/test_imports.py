@@ -20,6 +20,7 @@ HELPERS = {
     "toml_lines": "config",
     "topic_settings": "config",
     "places": "config",
+    "aio": "client",
     "embedded": "cli",
     "pytest_plugin": "cli",
     "perf": "cli",

@@ -1,0 +1,232 @@
+"""The asyncio client: a synchronous Client, the loop's bridge, and three threads that serve it.
+
+Owns: the bridge, the watcher (a C thread that waits for all consumers), the two worker threads, and
+the list of what was made from the client (closed with it). Belongs to the event loop it was
+connected in; nothing here may be used from another thread or loop.
+
+Closing goes from the outside in: what was made, then the attachment (whose thread wakes the
+bridge), then the watcher (which writes its eventfd), then the bridge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import warnings
+import weakref
+from collections.abc import Generator
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+from shmbroker._core.reader import Watcher
+from shmbroker.client import client as sync
+from shmbroker.client.aio.admin import Admin
+from shmbroker.client.aio.bridge import Bridge
+from shmbroker.client.aio.worker import Worker
+from shmbroker.errors import ConcurrentUse, ForkedError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Literal
+
+    from shmbroker.client.aio.consumer import Consumer
+    from shmbroker.client.connection import Connection
+    from shmbroker.client.metadata import Metadata
+    from shmbroker.client.positions import Start
+
+
+class _Closable(Protocol):
+    async def close(self) -> None: ...
+
+
+def connect(
+    instance: str | None = None,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    timeout: float = 5.0,
+    reconnect_s: float = 30.0,
+) -> Connecting:
+    """As `shmbroker.connect`: `await` it, or use it with `async with`, which closes the client."""
+    return Connecting(
+        partial(sync.connect, instance, data_dir=data_dir, timeout=timeout, reconnect_s=reconnect_s)
+    )
+
+
+class Connecting:
+    """A client to be: attaches when it is awaited or entered, without blocking the loop."""
+
+    def __init__(self, attach: partial[sync.Client]) -> None:
+        self._attach = attach
+        self._client: Client | None = None
+
+    def __await__(self) -> Generator[Any, None, Client]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Client:
+        self._client = await self._open()
+        return self._client
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._client is not None
+        await self._client.__aexit__(kind, error, trace)
+
+    async def _open(self) -> Client:
+        loop = asyncio.get_running_loop()
+        requests = Worker(loop, "requests")
+        try:
+            attached = await requests.run(self._attach, undo=sync.Client.close)
+        except BaseException:
+            requests.close()
+            raise
+        return Client(attached, loop, requests)
+
+
+class Client(Admin):
+    """Made by `shmbroker.aio.connect()`; close it, or use it with `async with`."""
+
+    def __init__(
+        self, attached: sync.Client, loop: asyncio.AbstractEventLoop, requests: Worker
+    ) -> None:
+        """`requests` is the thread that attached."""
+        self._pid = os.getpid()
+        self._closed = False
+        self._sync: sync.Client = attached
+        self._loop = loop
+        self._requests = requests
+        self._reading = Worker(loop, "reading")
+        self._bridge = Bridge(loop)
+        self._watcher = Watcher(self._bridge.fd)
+        self._made: weakref.WeakSet[_Closable] = weakref.WeakSet()
+        attached.connection.on_change(self._bridge.wake)
+
+    @property
+    def connection(self) -> Connection:
+        """The attachment, for producers and consumers."""
+        return self._sync.connection
+
+    @property
+    def metadata(self) -> Metadata:
+        """The cache of topics; asking it may block, so in a thread."""
+        return self._sync.metadata
+
+    @property
+    def instance(self) -> str:
+        """The name of the broker's instance."""
+        return self._sync.instance
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._closed
+
+    def check(self) -> None:
+        """ForkedError in a forked child, ClosedError, or ConcurrentUse in another event loop."""
+        self._sync.connection.check()
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConcurrentUse(
+                "a client of shmbroker.aio belongs to the event loop that it was connected in: "
+                "connect once in each loop"
+            )
+
+    def producer(self, **options: Any) -> Any:
+        """A shmbroker.aio.Producer, to be used with `async with`; options as those of Client."""
+        self.check()
+        made = import_module("shmbroker.client.aio.producer").Producer(
+            self, self._bridge, **options
+        )
+        self._made.add(made)
+        return made
+
+    def consumer(
+        self,
+        *topics: str,
+        partitions: list[int] | None = None,
+        start: Start = "latest",
+        isolation: Literal["durable", "appended"] = "durable",
+        on_gap: Literal["error", "earliest"] = "error",
+    ) -> Consumer:
+        """A Consumer, as of `shmbroker.Client.consumer`; it begins when it is entered or awaited.
+
+        So "latest" is the end as it is then. Waits park in the watcher's thread: nothing spins.
+        """
+        self.check()
+        from shmbroker.client.aio.consumer import Consumer
+        from shmbroker.client.consumer import check_options
+
+        check_options(topics, partitions, isolation, on_gap)
+        made = Consumer(
+            self,
+            topics,
+            partitions=partitions,
+            start=start,
+            isolation=isolation,
+            on_gap=on_gap,
+        )
+        self._made.add(made)
+        return made
+
+    async def close(self) -> None:
+        """Closes what was made from this client, then hangs up; ends every wait. Twice is fine.
+
+        Raises what a producer's close() raises (DeliveryError), after everything was closed; that
+        it was cancelled, too.
+        """
+        if os.getpid() != self._pid:
+            raise ForkedError("this client")
+        if self._closed:
+            return
+        self._closed = True
+        failed: BaseException | None = None
+        try:
+            for made in list(self._made):
+                try:
+                    await made.close()
+                except Exception as error:
+                    failed = failed or error
+            await self._requests.run(self._sync.close)
+        finally:
+            self._end()
+        if failed is not None:
+            raise failed
+
+    def _end(self) -> None:
+        self._sync.close()
+        self._watcher.close()
+        self._bridge.close()
+        self._requests.close()
+        self._reading.close()
+
+    async def __aenter__(self) -> Client:
+        self.check()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            await self.close()
+        except Exception as second:
+            if error is None:
+                raise
+            error.add_note(f"closing the client failed too: {second}")
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True) and self._pid == os.getpid():
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self._closed = True
+            self._end()
+
+    def __repr__(self) -> str:
+        return f"<shmbroker.aio.Client of {self.instance!r}{', closed' if self._closed else ''}>"
+
+
+__all__ = ["Client", "Connecting", "connect"]
