@@ -82,15 +82,15 @@ def _main(
 
 
 def _register() -> None:
-    from shmbroker.cli import broker, config, demo, log, records, topic
+    from shmbroker.cli import broker, config, consume, demo, log, produce, topic
 
     app.command("up")(broker.up)
     app.command("down")(broker.down)
     app.command("status")(broker.status)
     app.command("demo")(demo.demo)
     app.add_typer(topic.app, name="topic")
-    app.command("produce")(records.produce)
-    app.command("consume")(records.consume)
+    app.command("produce")(produce.produce)
+    app.command("consume")(consume.consume)
     app.add_typer(log.app, name="log")
     app.add_typer(config.app, name="config")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,8 +33,22 @@ ConfigFile = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Timeout = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait for the broker.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=0, metavar="SECONDS", help="To wait for the broker.")
+]
+
+
+def complete_topic(incomplete: str) -> list[str]:
+    """Names of topics for the shell; none where no broker answers, and never a word or a wait."""
+    with contextlib.suppress(Exception), contextlib.closing(connect(None, None, 0.5)) as client:
+        return [name for name in client.topics() if name.startswith(incomplete)]
+    return []
+
+
+TopicName = Annotated[
+    str, typer.Argument(help="Name of a topic.", show_default=False, autocompletion=complete_topic)
+]
 
 
 def places(
