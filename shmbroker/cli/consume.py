@@ -24,23 +24,22 @@ def consume(
         str,
         typer.Option(
             "--from",
-            metavar="earliest|latest|OFFSET|TIME|-N",
-            help="Where to begin: N records before each end, an offset (of one partition), a time "
-            "like 2026-01-31T12:00 (local unless it names its zone).",
+            metavar="WHERE",
+            help="earliest, latest, an offset (of one partition), -N (N records before each end), "
+            "or a time like 2026-01-31T12:00, local unless it names its zone.",
         ),
     ] = "latest",
     to: Annotated[
         str | None,
-        typer.Option(
-            "--to", metavar="OFFSET|TIME", help="Stop before this offset or time; else never."
-        ),
+        typer.Option("--to", metavar="WHERE", help="Stop before this offset or time, else never."),
     ] = None,
     partition: Annotated[
         int | None,
-        typer.Option("--partition", "-p", min=0, help="Only this one, by its number; else all."),
+        typer.Option("--partition", "-p", min=0, help="The number of the only one, else all."),
     ] = None,
     most: Annotated[
-        int | None, typer.Option("--max", "-n", min=0, help="Stop after so many records.")
+        int | None,
+        typer.Option("--max", "-n", min=0, help="Stop after so many records, else never."),
     ] = None,
     exit_at_end: Annotated[
         bool, typer.Option("--exit-at-end", "-e", help="Stop where the topic ended at the start.")
@@ -51,7 +50,7 @@ def consume(
             "--timeout",
             min=0,
             metavar="SECONDS",
-            help="Stop with exit code 4 after so long without a record; else never.",
+            help="Stop with exit code 4 after so many without a record, else never.",
         ),
     ] = None,
     isolation: Annotated[
@@ -63,9 +62,9 @@ def consume(
         typer.Option(
             "--format",
             "-f",
-            metavar="value|json|TEMPLATE",
-            help="Of a line; a template like '{offset} {key}: {value}' has the fields topic, "
-            "partition, offset, timestamp, key, value, headers.",
+            metavar="FORM",
+            help="Of a line: value, json, or a template like '{offset} {key}: {value}' with the "
+            "fields topic, partition, offset, timestamp (ms), key, value, headers.",
         ),
     ] = "value",
     delimiter: Annotated[

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from shmbroker.client import Client
     from shmbroker.config import LoadedConfig, Places
 
+_COMPLETE_S = 0.5  # somebody has pressed the tabulator and waits
+
 Instance = Annotated[
     str | None,
     typer.Option(
@@ -39,10 +41,13 @@ Timeout = Annotated[
 ]
 
 
-def complete_topic(incomplete: str) -> list[str]:
+def complete_topic(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of topics for the shell; none where no broker answers, and never a word or a wait."""
-    with contextlib.suppress(Exception), contextlib.closing(connect(None, None, 0.5)) as client:
-        return [name for name in client.topics() if name.startswith(incomplete)]
+    given = ctx.params
+    with contextlib.suppress(Exception):
+        client = connect(given.get("instance"), given.get("data_dir"), _COMPLETE_S)
+        with contextlib.closing(client):
+            return [name for name in client.topics() if name.startswith(incomplete)]
     return []
 
 

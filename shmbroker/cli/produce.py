@@ -30,12 +30,16 @@ def produce(
     ] = None,
     key_separator: Annotated[
         str | None,
-        typer.Option("--key-separator", "-K", help="What stands before it in a line is the key."),
+        typer.Option(
+            "--key-separator",
+            "-K",
+            help="What stands before it in a line is the key, else there are none.",
+        ),
     ] = None,
     partition: Annotated[
         int | None,
         typer.Option(
-            "--partition", "-p", min=0, help="Its number; else the key decides, or the client."
+            "--partition", "-p", min=0, help="Its number, else the key decides, or the client."
         ),
     ] = None,
     header: Annotated[
