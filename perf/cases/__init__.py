@@ -4,6 +4,7 @@ from typing import Final
 
 from shmbroker.perf.case import Case
 from shmbroker.perf.cases import (
+    cli_lines,
     consume,
     durable_one,
     idle,
@@ -22,6 +23,7 @@ ALL: Final[tuple[Case, ...]] = (
     *round_trip.CASES,
     *durable_one.CASES,
     *consume.CASES,
+    *cli_lines.CASES,
     *startup.CASES,
     *recovery.CASES,
     *idle.CASES,

@@ -25,8 +25,12 @@ _RECORD_BYTES = 100
 
 
 def demo(
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Of telemetry.")] = 2.0,
-    records: Annotated[int, typer.Option("--records", min=1, help="In the burst.")] = 2_000_000,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.1, help="Seconds of telemetry.")
+    ] = 2.0,
+    records: Annotated[
+        int, typer.Option("--records", min=1, help="Records in the burst.")
+    ] = 2_000_000,
     directory: Annotated[
         Path | None,
         typer.Option("--directory", help="Where to put the data, else the temporary directory."),

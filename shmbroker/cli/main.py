@@ -39,18 +39,27 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            found = super().invoke(ctx)
+            sys.stdout.flush()  # a closed pipe is to be noticed here and not when Python ends
+            return found
         except errors.ShmbrokerError as error:
             print(f"shmbroker: {error}", file=sys.stderr)
             raise typer.Exit(exit_code_of(error)) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+        except typer.Abort as error:  # a question that was not answered
+            raise typer.Exit(130 if _interrupted(error) else 1) from None
         except BrokenPipeError:  # who read our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
-        except PermissionError as error:
-            print(f"shmbroker: {error.filename}: {error.strerror}", file=sys.stderr)
+        except OSError as error:
+            what = f"{error.filename}: " if error.filename else ""
+            print(f"shmbroker: {what}{error.strerror or error}", file=sys.stderr)
             raise typer.Exit(1) from None
+
+
+def _interrupted(error: BaseException) -> bool:
+    return isinstance(error.__context__, KeyboardInterrupt)
 
 
 app = typer.Typer(
@@ -82,17 +91,28 @@ def _main(
 
 
 def _register() -> None:
-    from shmbroker.cli import broker, config, demo, log, records, topic
+    from shmbroker.cli import broker, config, consume, demo, log, produce, topic
 
     app.command("up")(broker.up)
     app.command("down")(broker.down)
     app.command("status")(broker.status)
     app.command("demo")(demo.demo)
     app.add_typer(topic.app, name="topic")
-    app.command("produce")(records.produce)
-    app.command("consume")(records.consume)
+    app.command("produce")(produce.produce)
+    app.command("consume")(consume.consume)
     app.add_typer(log.app, name="log")
     app.add_typer(config.app, name="config")
+    _say_exit_codes(app)
+
+
+def _say_exit_codes(of: typer.Typer) -> None:
+    """Every help ends with the exit codes, also those of the commands in groups."""
+    for command in of.registered_commands:
+        command.epilog = command.epilog or EXIT_CODES
+    for group in of.registered_groups:
+        if group.typer_instance is not None:
+            group.typer_instance.info.epilog = EXIT_CODES
+            _say_exit_codes(group.typer_instance)
 
 
 _register()

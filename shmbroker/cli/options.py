@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,8 @@ import typer
 if TYPE_CHECKING:
     from shmbroker.client import Client
     from shmbroker.config import LoadedConfig, Places
+
+_COMPLETE_S = 0.5  # somebody has pressed the tabulator and waits
 
 Instance = Annotated[
     str | None,
@@ -32,8 +35,25 @@ ConfigFile = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Timeout = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait for the broker.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=0, metavar="SECONDS", help="To wait for the broker.")
+]
+
+
+def complete_topic(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of topics for the shell; none where no broker answers, and never a word or a wait."""
+    given = ctx.params
+    with contextlib.suppress(Exception):
+        client = connect(given.get("instance"), given.get("data_dir"), _COMPLETE_S)
+        with contextlib.closing(client):
+            return [name for name in client.topics() if name.startswith(incomplete)]
+    return []
+
+
+TopicName = Annotated[
+    str, typer.Argument(help="Name of a topic.", show_default=False, autocompletion=complete_topic)
+]
 
 
 def places(

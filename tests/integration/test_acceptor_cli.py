@@ -44,7 +44,7 @@ def test_lines_go_in_and_come_out(broker: dict[str, object], tmp_path: Path) -> 
     done = run_cli("produce", "ticks", str(lines), "--key-separator", ":")
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    assert "20000 records" in done.stderr
+    assert "20,000 records" in done.stderr
     out = run_cli("consume", "ticks", "--from", "earliest", "--exit-at-end", "--format", "json")
     records = [json.loads(line) for line in out.stdout.splitlines()]
     assert len(records) == 20_000

@@ -2,31 +2,68 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import subprocess
 import sys
+import typing
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from shmbroker import errors
+from shmbroker.cli import main
 from shmbroker.cli.main import app, exit_code_of
 from shmbroker.cli.status_view import size
 
 runner = CliRunner()
 
-COMMANDS = [
-    "up", "down", "status", "demo", "topic create", "topic list", "topic describe", "topic delete",
-    "produce", "consume", "log dump", "log repair", "config show", "config check",
-]  # fmt: skip
+
+def _commands(of: typer.Typer = app, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    for command in of.registered_commands:
+        assert command.callback is not None
+        yield " ".join((*path, command.name or command.callback.__name__)), command.callback
+    for group in of.registered_groups:
+        assert group.typer_instance is not None
+        yield from _commands(group.typer_instance, (*path, group.name or ""))
+
+
+COMMANDS = dict(_commands())
+_UNIT = re.compile(r"seconds|bytes|records|how many|number|milliseconds|per cent", re.IGNORECASE)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example(command: str) -> None:
+def test_every_help_has_an_example_and_the_exit_codes(command: str) -> None:
     result = runner.invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0
-    assert "Example: shmbroker" in result.output or "| shmbroker" in result.output
+    said = " ".join(result.output.split())
+    assert "Example: shmbroker" in said or "| shmbroker" in said
+    for text in ("0 done, 1 failed, 2 usage, 3 no broker, 4 timeout, 5 damage", "130 Ctrl+C"):
+        assert text in said
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_defaults_and_units(command: str) -> None:
+    callback = COMMANDS[command]
+    hints = typing.get_type_hints(callback, include_extras=True)
+    for name, parameter in inspect.signature(callback).parameters.items():
+        if command.startswith("topic "):  # other words there, looked at by eye
+            continue
+        kind, info = typing.get_args(hints[name])[:2]
+        assert info.help, f"{name} has no help"
+        words = f"{info.help} {info.metavar}"
+        given = parameter.default
+        if given is None and "list" not in str(kind):
+            assert "else" in words.lower(), f"{name}: what is without it?"
+        if given is not inspect.Parameter.empty and given is not None:
+            assert info.show_default, f"{name} hides its default"
+        if {int, float} & {kind, *typing.get_args(kind)}:
+            assert _UNIT.search(words), f"{name} has no unit"
 
 
 def test_exit_codes_are_in_the_help() -> None:
@@ -108,6 +145,44 @@ def test_config_show_names_the_source_and_check_names_the_line(
     failed = runner.invoke(app, ["config", "check", str(bad)])
     assert failed.exit_code == 1
     assert f"{bad}:3: broker.drain_s" in failed.stderr
+
+
+def test_completion_without_a_broker_is_silent_and_empty(isolated_env: dict[str, str]) -> None:
+    env = isolated_env | {
+        "_SHMBROKER_COMPLETE": "complete_bash",
+        "COMP_WORDS": "shmbroker consume ", "COMP_CWORD": "2",
+    }  # fmt: skip
+    done = _complete(env)
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+    assert done.returncode == 0
+    words = _complete(env | {"COMP_WORDS": "shmbroker con", "COMP_CWORD": "1"}).stdout.split()
+    assert set(words) == {"consume", "config"}
+
+
+def _complete(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    program = "import sys; sys.argv[0] = 'shmbroker'; from shmbroker.cli.main import app; app()"
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=env, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+
+def test_a_refused_question_ends_with_1_and_an_interrupted_one_with_130() -> None:
+    small = typer.Typer(cls=main._Group)
+
+    @small.command()
+    def refused() -> None:
+        typer.confirm("really?", abort=True)
+
+    @small.command()
+    def interrupted() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise typer.Abort from None  # as a prompt does
+
+    assert runner.invoke(small, ["refused"], input="n\n").exit_code == 1
+    assert runner.invoke(small, ["interrupted"]).exit_code == 130
 
 
 def test_parsing_a_command_loads_no_broker_and_no_socket_library() -> None:

@@ -1,0 +1,156 @@
+"""`consume`: records out, as lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from shmbroker.cli.line_blocks import one_byte
+from shmbroker.cli.options import DataDir, Instance, TopicName, connect
+
+if TYPE_CHECKING:
+    from shmbroker._core.batch import Record
+
+_ATTACH_S = 5.0
+
+
+def consume(
+    topic: TopicName,
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="WHERE",
+            help="earliest, latest, an offset (of one partition), -N (N records before each end), "
+            "or a time like 2026-01-31T12:00, local unless it names its zone.",
+        ),
+    ] = "latest",
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="WHERE", help="Stop before this offset or time, else never."),
+    ] = None,
+    partition: Annotated[
+        int | None,
+        typer.Option("--partition", "-p", min=0, help="The number of the only one, else all."),
+    ] = None,
+    most: Annotated[
+        int | None,
+        typer.Option("--max", "-n", min=0, help="Stop after so many records, else never."),
+    ] = None,
+    exit_at_end: Annotated[
+        bool, typer.Option("--exit-at-end", "-e", help="Stop where the topic ended at the start.")
+    ] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            min=0,
+            metavar="SECONDS",
+            help="Stop with exit code 4 after so many without a record, else never.",
+        ),
+    ] = None,
+    isolation: Annotated[
+        Literal["durable", "appended"],
+        typer.Option("--isolation", help="See what is on stable storage, or all that is appended."),
+    ] = "durable",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            metavar="FORM",
+            help="Of a line: value, json, or a template like '{offset} {key}: {value}' with the "
+            "fields topic, partition, offset, timestamp (ms), key, value, headers.",
+        ),
+    ] = "value",
+    delimiter: Annotated[
+        str, typer.Option("--delimiter", "-D", help="The byte that ends a line.")
+    ] = r"\n",
+    instance: Instance = None,
+    data_dir: DataDir = None,
+) -> None:
+    r"""Print the records of a topic, one a line.
+
+    Values are printed as they are, tombstones as empty lines; where values may hold line ends, use
+    --delimiter '\0' or --format json, which `shmbroker produce --format json` takes back.
+
+    Example: shmbroker consume ticks --from earliest --exit-at-end --format '{key} {value}'
+    """  # fmt: skip
+    from shmbroker.cli.consuming import Consuming
+
+    begin, stop = _place(start, "--from"), None if to is None else _place(to, "--to")
+    line, ends = _line_maker(form), _delimiter(delimiter)
+    attach_s = _ATTACH_S if timeout is None else min(timeout, _ATTACH_S)
+    client = connect(instance, data_dir, attach_s)
+    try:
+        only = _partitions(len(client.describe_topic(topic).partitions), partition, start, to)
+        with client.consumer(
+            topic, partitions=only, start="latest", isolation=isolation
+        ) as consumer:
+            run = Consuming(consumer, line, ends, most=most, silence_s=timeout)
+            run.begin_at(begin)
+            run.stop_at(stop, exit_at_end=exit_at_end)
+            run.run()
+    finally:
+        client.close()
+
+
+def _partitions(count: int, partition: int | None, start: str, to: str | None) -> list[int] | None:
+    """The consumer's partitions; one offset is for one partition."""
+    if partition is not None:
+        return [partition]
+    for option, text in (("--from", start), ("--to", to)):
+        if text is not None and text.isdecimal() and count > 1:
+            raise typer.BadParameter(
+                f"{text} is one offset for {count} partitions: say which with --partition",
+                param_hint=option,
+            )
+    return None
+
+
+def _place(text: str, option: str) -> str | int | datetime:
+    """A word, an offset, a number from the end (below 0), or a time with its zone."""
+    if option == "--from" and text in ("earliest", "latest"):
+        return text
+    if re.fullmatch(r"[0-9]{1,18}" if option == "--to" else r"-?[0-9]{1,18}", text, re.ASCII):
+        return "latest" if text.startswith("-") and int(text) == 0 else int(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        words = "earliest, latest, an offset, -N" if option == "--from" else "an offset"
+        raise typer.BadParameter(
+            f"{text!r}; allowed: {words}, or a time like 2026-01-31T12:00", param_hint=option
+        ) from None
+    return at if at.tzinfo is not None else at.astimezone()
+
+
+def _line_maker(form: str) -> Callable[[Record], bytes] | None:
+    """None: values alone, which need no records."""
+    if form == "value":
+        return None
+    if form == "json":
+        from shmbroker.cli.record_json import to_json
+
+        return to_json
+    if "{" not in form:
+        raise typer.BadParameter(
+            f"{form!r} is none; allowed: value, json, or a template with {{fields}}",
+            param_hint="--format",
+        )
+    from shmbroker.cli.template import compile_template
+
+    try:
+        return compile_template(form)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--format") from None
+
+
+def _delimiter(given: str) -> bytes:
+    try:
+        return one_byte(given)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--delimiter") from None
