@@ -1,6 +1,6 @@
 """Arrow data made by hand: whatever the three structs can say, also what no library would.
 
-`HandMade` counts its releases. Nothing of it outlives the object: keep that as long as what it made.
+`HandMade` counts its releases. Keep it as long as what it made.
 """
 
 from __future__ import annotations
