@@ -1,10 +1,19 @@
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from typing_extensions import Buffer
 
 _Headers = Mapping[str, Buffer | None] | Iterable[tuple[str, Buffer | None]]
+
+class ArrowArray(Protocol):
+    def __arrow_c_array__(self, requested_schema: object = None) -> tuple[object, object]: ...
+
+class ArrowStream(Protocol):
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
+
+Many = Sequence[Buffer | None] | Buffer | ArrowArray | ArrowStream
+ManyTimes = Sequence[int | datetime] | Buffer | ArrowArray | ArrowStream
 
 DEFAULT_RING_BYTES: Final[int]
 DEFAULT_SLOTS: Final[int]
@@ -79,8 +88,17 @@ class ProducerBase:
     def send_many(
         self,
         topic: str,
-        values: Sequence[Buffer | None],
-        keys: Sequence[Buffer | None] | None = None,
+        values: Many,
+        keys: Many | None = None,
         partition: int | None = None,
-        timestamps: Sequence[int | datetime] | None = None,
+        timestamps: ManyTimes | None = None,
+    ) -> ManyReceipt: ...
+    def _send_many(
+        self,
+        topic: str,
+        values: Many,
+        keys: Many | None,
+        partition: int | None,
+        timestamps: ManyTimes | None,
+        partitions: Sequence[int] | None,
     ) -> ManyReceipt: ...

@@ -22,6 +22,10 @@ from libc.stdlib cimport calloc, free, realloc
 
 from shmbroker._core.batch cimport (
     SHMB_BATCH_HEADER_BYTES, put_values, shmb_header_put, shmb_header_size, shmb_partition_for_key)
+from shmbroker._core.columns cimport (
+    SHMB_COL_FIXED, SHMB_ROWS_BAD_VALUE, SHMB_ROWS_NULL_TIME, SHMB_ROWS_OK, SHMB_TIMESTAMP_MAX, Column,
+    column_of, shmb_row, shmb_row_status, shmb_rows_batch, shmb_run, shmb_run_encode, shmb_run_row_any,
+    shmb_slice, shmb_walk, shmb_walk_here, shmb_walk_on, slices_of, times_of)
 
 import atexit
 import datetime
@@ -30,6 +34,7 @@ import os
 import threading
 import time
 import weakref
+from array import array
 from collections import namedtuple
 
 from shmbroker import errors
@@ -60,6 +65,7 @@ shmb_ticks_calibrate()
 include "producer_outlet.pxi"
 include "producer_receipt.pxi"
 include "producer_sender.pxi"
+include "producer_columns.pxi"
 
 
 def _stop_thread():
@@ -130,7 +136,7 @@ cdef class _Buffer:
             raise TypeError(f"a {role} is bytes, not str: encode it, for example with .encode()")
         try:
             PyObject_GetBuffer(what, &self.view, PyBUF_SIMPLE)
-        except TypeError:
+        except (TypeError, ValueError, BufferError):  # NumPy and memoryview differ in what they raise
             raise TypeError(f"a {role} is {type(what).__name__}, expected a contiguous buffer "
                             "such as bytes, or None") from None
         self.held = True
@@ -219,17 +225,30 @@ cdef class ProducerBase:
     def send_many(self, topic, values, keys=None, partition=None, timestamps=None):
         """Puts many records into the ring and returns one ManyReceipt.
 
-        `values`: a list of bytes (other buffers and None are taken, slower); `keys`, `timestamps`: as
-        long as `values`. Blocks as send() does. When it raises, the records before the culprit have
-        been sent; how many, the message says.
+        `values`: a list of bytes (other buffers and None are taken, slower), a C-contiguous 2-D array
+        (a row a value), or Arrow data (`__arrow_c_array__`, `__arrow_c_stream__`; a null is a
+        tombstone); `keys`: the same; `timestamps`: ms or datetimes, an array of int64, or Arrow data.
+        All are as long as `values`. Blocks as send() does. When it raises, the records before the
+        culprit have been sent; how many, the message says.
         """
+        return self._send_many(topic, values, keys, partition, timestamps, None)
+
+    def _send_many(self, topic, values, keys, partition, timestamps, partitions):
+        """send_many(), and `partitions`: None, or one for each record."""
         cdef Sender sender = self._sender
         cdef ManyReceipt receipt
+        cdef Rows rows = None
         if sender is None or sender.generation != shmb_fork_generation or shmb_peek32(&sender.closed):
             _unusable(sender)
+        if isinstance(values, (str, bytes, bytearray)):
+            raise TypeError(f"values is one {type(values).__name__}, expected a list of them")
+        rows = _rows(values, keys, timestamps, partitions)
+        if rows is not None:
+            receipt = ManyReceipt.__new__(ManyReceipt)
+            receipt._lanes = sender.last if topic is sender.last_name else sender.topic(topic)
+            _send_rows(receipt, rows, partition)
+            return receipt
         if not PyList_CheckExact(values):
-            if isinstance(values, (str, bytes, bytearray)):
-                raise TypeError(f"values is one {type(values).__name__}, expected a list of them")
             values = list(values)
         for name, other in (("keys", keys), ("timestamps", timestamps)):
             if other is not None and len(other) != len(values):

@@ -3,6 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from shmbroker._core.batch cimport shmb_record_cursor
+from shmbroker._core.columns cimport ArrowArray, ArrowSchema
 
 
 cdef extern from "atomics.h" nogil:
@@ -109,6 +110,28 @@ cdef extern from "watch.h" nogil:
     int shmb_watcher_add(shmb_watcher *s, shmb_waiter *w)
     void shmb_watcher_remove(shmb_watcher *s, shmb_waiter *w)
     void shmb_watcher_stop(shmb_watcher *s)
+cdef extern from "arrow_out.h" nogil:
+    enum:
+        SHMB_OUT_NO_MEMORY
+    struct shmb_out_bytes:
+        uint8_t *data
+        size_t used                    # bytes
+    struct shmb_out_block:
+        int large                      # 64-bit offsets
+        int64_t count                  # records
+        int64_t *offsets
+        int64_t *timestamps            # ms
+        shmb_out_bytes keys
+        shmb_out_bytes values
+    shmb_out_block *shmb_block_new(int64_t room, size_t size, int large)
+    void shmb_block_release(shmb_out_block *b)
+    int shmb_block_add(shmb_out_block *b, const uint8_t *p, shmb_record_cursor *cursor, int64_t start,
+                       size_t key_bytes)
+    void shmb_block_end(shmb_out_block *b)
+    int64_t shmb_block_value_bytes(const shmb_out_block *b, int64_t i)
+    int64_t shmb_block_first_other(const shmb_out_block *b)
+    int shmb_out_schema(ArrowSchema *to, int large)
+    int shmb_out_array(ArrowArray *to, shmb_out_block *b)
 
 
 cdef class Mapping:

@@ -12,14 +12,17 @@ EpochWord and RecordBatch, which does not change.
 """
 
 cimport cython
+from cpython cimport array as carray
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from cpython.ref cimport Py_INCREF
 from libc.errno cimport EINTR, ENOSYS, ETIMEDOUT
-from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdint cimport INT32_MAX, INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.mman cimport munmap
 
@@ -33,6 +36,7 @@ from shmbroker._core.batch cimport (
     shmb_batch_record_count, shmb_batch_size, shmb_record, shmb_record_cursor,
     shmb_record_error_name, shmb_record_next)
 from shmbroker._core.batch cimport RecordBatch as KafkaBatch
+from shmbroker._core.columns cimport ArrowArray, ArrowSchema
 
 import os
 from threading import Lock, get_ident
@@ -133,6 +137,7 @@ cdef class EpochWord:
 shmb_signal_look_ns = 0 if os.environ.get("SHMBROKER_PARK_FOREVER") else 500_000_000
 
 include "reader_records.pxi"
+include "reader_arrow.pxi"
 include "reader_partition.pxi"
 include "reader_stream.pxi"
 include "reader_watch.pxi"

@@ -108,7 +108,7 @@ cdef int seek(const shmb_log_view *v, int64_t offset, uint64_t *position) noexce
 
 
 cdef enum:
-    VALUES, RECORDS, KEYS, OFFSETS, TIMESTAMPS
+    VALUES, RECORDS, KEYS
 
 
 cdef inline object own(const uint8_t *p, int32_t n):
@@ -141,7 +141,7 @@ cdef Py_ssize_t fill_values(list out, Py_ssize_t at, const uint8_t *p, shmb_reco
 cdef Py_ssize_t fill_records(list out, Py_ssize_t at, const uint8_t *p, shmb_record_cursor *cursor,
                              int64_t start_offset, int what, str topic,
                              int32_t partition) except -1:
-    """As fill_values, with records or one field of each."""
+    """As fill_values, with records or their keys."""
     cdef shmb_record r
     cdef Record record
     cdef int64_t base = shmb_batch_base_offset(p), skip = start_offset - base, timestamp
@@ -172,12 +172,8 @@ cdef Py_ssize_t fill_records(list out, Py_ssize_t at, const uint8_t *p, shmb_rec
                 record._headers = own(r.headers, <int32_t>r.headers_size)
                 record._header_count = r.header_count
             item = record
-        elif what == KEYS:
-            item = own(r.key, r.key_len)
-        elif what == OFFSETS:
-            item = base + r.offset_delta
         else:
-            item = timestamp
+            item = own(r.key, r.key_len)
         Py_INCREF(item)
         PyList_SET_ITEM(out, at, item)
         at += 1
@@ -230,12 +226,29 @@ cdef class RecordBatch:
         return self._fill(KEYS)
 
     def offsets(self):
-        """The offsets, rising."""
-        return self._fill(OFFSETS)
+        """The offsets, rising, as array.array('q'): a sequence of int, and a buffer that NumPy takes
+        without a copy."""
+        return numbers_of(self, False)
 
     def timestamps(self):
-        """The timestamps in ms, in order."""
-        return self._fill(TIMESTAMPS)
+        """The timestamps in ms, in order, as array.array('q')."""
+        return numbers_of(self, True)
+
+    def arrow(self, *, bint large=False):
+        """Offset, timestamp, key and value of all records as Arrow data, see ArrowBatch.
+
+        `large`: 64-bit offsets of keys and values (large_binary) also below 2 GiB, which need them.
+        """
+        return arrow_of(self, large)
+
+    def array(self, dtype):
+        """The values, all of one length, as a NumPy array of `dtype` that owns its memory.
+
+        1-D where a value is one item of `dtype`, else 2-D with a row a value; "S" and "V" take the
+        values' length. Raises ValueError, with the offset of the first that differs, for values of
+        several lengths or a length that `dtype` doesn't divide; ImportError without NumPy.
+        """
+        return array_of(self, dtype)
 
     def batches(self):
         """The Kafka batches one by one, as `shmbroker._core.batch.RecordBatch`."""

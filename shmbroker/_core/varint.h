@@ -127,13 +127,13 @@ static __attribute__((noinline, unused)) const uint8_t *shmb_varint_get_slow(
 /* Reads an int32 from [p, end); returns its end, or NULL if it is cut off or too large. */
 SHMB_INLINE const uint8_t *shmb_varint_get32(const uint8_t *p, const uint8_t *end, int32_t *v) {
     uint64_t z;
-    if (SHMB_LIKELY(end - p >= 2)) { /* one or two bytes, the common sizes, without a loop */
+    if (SHMB_LIKELY(end - p >= 1)) { /* one or two bytes, the common sizes, without a loop */
         z = p[0];
-        if (z < 0x80) {
+        if (z < 0x80) { /* a record's last varint, the count of its headers, has no byte behind it */
             *v = (int32_t)shmb_unzigzag(z);
             return p + 1;
         }
-        if (p[1] < 0x80) {
+        if (SHMB_LIKELY(end - p >= 2) && p[1] < 0x80) {
             *v = (int32_t)shmb_unzigzag((z & 0x7f) | (uint64_t)p[1] << 7);
             return p + 2;
         }

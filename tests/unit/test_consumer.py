@@ -133,13 +133,13 @@ def test_small_batches_come_as_one_and_a_start_within_them_is_exact(
         (batch,) = consumer.batches(timeout=0)
         assert (batch.base_offset, batch.next_offset, len(batch)) == (55, 60, 5)
         assert batch.values() == numbered(55, 5)
-        assert batch.offsets() == list(range(55, 60))
+        assert batch.offsets().tolist() == list(range(55, 60))
         assert [r.offset for r in batch.records()] == list(range(55, 60))
     with client.consumer("t", start=3) as consumer:
         (batch,) = consumer.batches(timeout=0)
         assert batch.values() == numbered(3, 57)
         assert len(batch) == 57
-        assert batch.timestamps()[:2] == [1003, 1004]
+        assert batch.timestamps().tolist()[:2] == [1003, 1004]
         assert len(batch.batches()) == 48
 
 
