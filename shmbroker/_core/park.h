@@ -54,17 +54,21 @@ static inline uint32_t *shmb_park_mine(const shmb_a32 *word)
     return &shmb_park_seen[((uintptr_t)word / 64) % 1024];
 }
 
+/* W1 without W2, for who arms many words and then fences once. Returns what to wait on. */
+static inline uint32_t shmb_park_arm_unfenced(shmb_a32 *word)
+{
+    return atomic_fetch_or_explicit(word, SHMB_PARK_ARMED, memory_order_relaxed) | SHMB_PARK_ARMED;
+}
+
 /* W1 and W2. The caller looks at its condition next, and then calls shmb_park_wait in the same thread. */
 static inline void shmb_park_arm(shmb_a32 *word)
 {
-    *shmb_park_mine(word) =
-        atomic_fetch_or_explicit(word, SHMB_PARK_ARMED, memory_order_relaxed) | SHMB_PARK_ARMED;
+    *shmb_park_mine(word) = shmb_park_arm_unfenced(word);
     shmb_fence_full();
 }
 
-/* W4: sleeps until woken, a signal arrives, or `deadline_ns` (CLOCK_MONOTONIC; INT64_MAX: none).
- * Returns 0 (look again), EINTR (a signal: look for Python's handlers) or ETIMEDOUT. */
-static inline int shmb_park_wait(shmb_a32 *word, int64_t deadline_ns)
+/* FUTEX_WAIT as long as `word` shows `value`. Returns as shmb_park_wait. */
+static inline int shmb_park_wait_value(shmb_a32 *word, uint32_t value, int64_t deadline_ns)
 {
     struct timespec at, *limit = NULL;
     if (deadline_ns != INT64_MAX) {
@@ -73,11 +77,17 @@ static inline int shmb_park_wait(shmb_a32 *word, int64_t deadline_ns)
         limit = &at;
     }
     /* FUTEX_WAIT_BITSET takes an absolute CLOCK_MONOTONIC time; not PRIVATE: other processes wake. */
-    long rc = syscall(SYS_futex, word, FUTEX_WAIT_BITSET, *shmb_park_mine(word), limit, NULL,
-                      FUTEX_BITSET_MATCH_ANY);
+    long rc = syscall(SYS_futex, word, FUTEX_WAIT_BITSET, value, limit, NULL, FUTEX_BITSET_MATCH_ANY);
     if (rc == 0 || errno == EAGAIN)
         return 0;
     return errno;
+}
+
+/* W4: sleeps until woken, a signal arrives, or `deadline_ns` (CLOCK_MONOTONIC; INT64_MAX: none).
+ * Returns 0 (look again), EINTR (a signal: look for Python's handlers) or ETIMEDOUT. */
+static inline int shmb_park_wait(shmb_a32 *word, int64_t deadline_ns)
+{
+    return shmb_park_wait_value(word, *shmb_park_mine(word), deadline_ns);
 }
 
 /* S2 to S4: call after publishing. Returns 1 when the word was armed. */
@@ -114,17 +124,17 @@ struct shmb_waitv { /* struct futex_waitv, which older kernel headers lack */
 #define SHMB_FUTEX2_SIZE_U32 2u
 #define SHMB_WAITV_MAX 128
 
-/* Like shmb_park_wait on all `n` armed words (n <= SHMB_WAITV_MAX). ENOSYS before Linux 5.16. */
-static inline int shmb_park_wait_any(shmb_a32 *const *words, unsigned n, int64_t deadline_ns)
+static inline struct shmb_waitv shmb_waitv_on(shmb_a32 *word, uint32_t value)
 {
-    struct shmb_waitv v[SHMB_WAITV_MAX];
+    return (struct shmb_waitv){
+        .val = value, .uaddr = (uint64_t)(uintptr_t)word, .flags = SHMB_FUTEX2_SIZE_U32};
+}
+
+/* futex_waitv as long as all `n` words show their values. Returns as shmb_park_wait; ENOSYS before Linux
+ * 5.16. */
+static inline int shmb_park_wait_values(struct shmb_waitv *v, unsigned n, int64_t deadline_ns)
+{
     struct timespec at, *limit = NULL;
-    for (unsigned i = 0; i < n; i++) {
-        v[i].val = *shmb_park_mine(words[i]);
-        v[i].uaddr = (uint64_t)(uintptr_t)words[i];
-        v[i].flags = SHMB_FUTEX2_SIZE_U32;
-        v[i].reserved = 0;
-    }
     if (deadline_ns != INT64_MAX) {
         at.tv_sec = deadline_ns / 1000000000;
         at.tv_nsec = deadline_ns % 1000000000;
@@ -134,6 +144,15 @@ static inline int shmb_park_wait_any(shmb_a32 *const *words, unsigned n, int64_t
     if (rc >= 0 || errno == EAGAIN)
         return 0;
     return errno;
+}
+
+/* Like shmb_park_wait on all `n` armed words (n <= SHMB_WAITV_MAX). ENOSYS before Linux 5.16. */
+static inline int shmb_park_wait_any(shmb_a32 *const *words, unsigned n, int64_t deadline_ns)
+{
+    struct shmb_waitv v[SHMB_WAITV_MAX];
+    for (unsigned i = 0; i < n; i++)
+        v[i] = shmb_waitv_on(words[i], *shmb_park_mine(words[i]));
+    return shmb_park_wait_values(v, n, deadline_ns);
 }
 
 /* How long a Python program's sleep may last before it returns EINTR to let the caller look for signals.
