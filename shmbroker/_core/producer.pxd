@@ -100,6 +100,19 @@ cdef extern from "ingress.h" nogil:
 
 
 cdef extern from "producer_lanes.h" nogil:
+    enum shmb_why:
+        SHMB_WHY_SETTLED
+        SHMB_WHY_LATE
+        SHMB_WHY_GONE
+        SHMB_WHY_CLOSED
+
+    struct shmb_mailbox:
+        int fd
+    struct shmb_watch:
+        shmb_watch *next
+        void *object
+        shmb_why why
+
     enum:
         SHMB_PB_OPEN
         SHMB_PB_PUBLISHED
@@ -148,6 +161,8 @@ cdef extern from "producer_lanes.h" nogil:
         shmb_pbatch **inflight
         uint64_t batches
         uint64_t records
+        shmb_lane *watched
+        uint32_t dropped
         uint32_t epoch
 
     struct shmb_lane:
@@ -183,6 +198,7 @@ cdef extern from "producer_lanes.h" nogil:
         shmb_pbatch *failed
         shmb_pbatch *failed_last
         shmb_pbatch *last
+        int64_t delivery_ns
 
     struct shmb_item:
         const void *key
@@ -237,6 +253,19 @@ cdef extern from "producer_lanes.h" nogil:
     void shmb_outlet_release(shmb_outlet *o)
     void shmb_outlet_unmap_ring(shmb_outlet *o)
     void shmb_lane_settle(shmb_lane *l)
+    void shmb_lane_drop_open(shmb_lane *l, int32_t error)
+    shmb_mailbox *shmb_mailbox_new(int fd)
+    void shmb_mailbox_release(shmb_mailbox *m)
+    shmb_watch *shmb_mailbox_take(shmb_mailbox *m)
+    shmb_watch *shmb_watch_new(shmb_mailbox *to, void *object)
+    void shmb_watch_free(shmb_watch *w)
+    void shmb_watch_mail(shmb_watch *w, shmb_why why)
+    int shmb_pbatch_watch(shmb_pbatch *b, shmb_watch *w)
+    shmb_watch *shmb_pbatch_unwatch(shmb_pbatch *b, const void *object)
+    void shmb_lane_tell(shmb_lane *l, shmb_why why)
+    void shmb_outlet_watch_room(shmb_outlet *o, shmb_watch *w, uint64_t tail, uint64_t receipts)
+    void shmb_outlet_tell_room(shmb_outlet *o, shmb_why why)
+    shmb_watch *shmb_outlet_unwatch_room(shmb_outlet *o, const void *object)
     void shmb_lane_hold_open(shmb_lane *l)
     void shmb_lane_pack(shmb_lane *l, const void *packed, uint32_t size)
     void shmb_lane_wait_busy(shmb_lane *l)
@@ -256,10 +285,23 @@ cdef extern from "producer_thread.h" nogil:
     shmb_tender_state shmb_tender
     uint32_t shmb_fork_generation
     void shmb_tender_poke(shmb_outlet *o)
-    int shmb_tender_start(void (*python)() noexcept)
+    enum:
+        SHMB_TENDER_COMPRESS
+        SHMB_TENDER_DROPPED
+    int shmb_tender_start(void (*python)(int work) noexcept)
+    void shmb_tender_stir()
     void shmb_tender_stop()
     void shmb_tender_add(shmb_outlet *o)
     void shmb_tender_remove(shmb_outlet *o)
+
+
+cdef class Mailbox:
+    cdef shmb_mailbox *m
+    cdef uint32_t _generation          # fork generation that made it
+
+    cdef list take(self)
+    cdef int put(self, what) except -1
+    cdef shmb_watch *watch(self, what) except NULL
 
 
 cdef class Outlet:
@@ -289,7 +331,8 @@ cdef class Outlets:
     cdef uint32_t slots
 
     cdef Outlet get(self, uint32_t writer)
-    cdef int confirm(self, timeout) except -1
+    cdef watched(self)
+    cdef int confirm(self, timeout, given_up=*) except -1
     cdef int _move(self, list olds, bint resend, uint64_t capacity) except -1
 
 
@@ -331,7 +374,7 @@ cdef class Sender:
     cdef int usable(self) except -1
     cdef Lanes topic(self, str name)
     cdef int settle(self, shmb_pbatch *b, int64_t deadline_ns) except -1
-    cdef int waited(self, int why, shmb_lane *lane, int64_t deadline_ns) except -1
+    cdef int waited(self, int why, shmb_lane *lane, int64_t deadline_ns, bint was_closed) except -1
     cdef int unblock(self, int put, Lanes topic, shmb_lane *lane, const shmb_item *item, uint64_t tail,
                      uint64_t receipts, int64_t deadline_ns) except -1
     cdef int compress(self, shmb_lane *lane) except -1
@@ -369,6 +412,7 @@ cdef class ManyReceipt:
     cdef uint8_t _looked
 
     cdef int add(self, shmb_pbatch *b, int32_t first, int32_t count) except -1
+    cdef shmb_pbatch *unsettled(self)
 
 
 cdef class ProducerBase:

@@ -15,10 +15,12 @@ from cpython.bytes cimport (
     PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE)
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_CheckExact, PyList_GET_SIZE
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.unicode cimport PyUnicode_Check
 from libc.stdint cimport (
     INT32_MAX, INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t)
 from libc.stdlib cimport calloc, free, realloc
+from posix.unistd cimport read
 
 from shmbroker._core.batch cimport (
     SHMB_BATCH_HEADER_BYTES, put_values, shmb_header_put, shmb_header_size, shmb_partition_for_key)
@@ -63,6 +65,7 @@ shmb_signal_look_ns = 0 if os.environ.get("SHMBROKER_PARK_FOREVER") else 500_000
 shmb_ticks_calibrate()
 
 include "producer_outlet.pxi"
+include "producer_watch.pxi"
 include "producer_receipt.pxi"
 include "producer_sender.pxi"
 include "producer_columns.pxi"
@@ -436,13 +439,18 @@ cdef object _left_s(int64_t deadline_ns):
     return max(0, deadline_ns - shmb_now_ns()) / 1e9
 
 
-cdef void _tend_compressed() noexcept with gil:
-    """On the client thread: seals the batches that need compression."""
-    for sender in list(_compressing):
-        try:
-            (<Sender>sender).tend()
-        except Exception:
-            _log.exception("a batch could not be sealed")
+cdef void _tend(int work) noexcept with gil:
+    """On the client thread: what it can't do without the GIL."""
+    try:
+        if work & SHMB_TENDER_COMPRESS:
+            for sender in list(_compressing):
+                (<Sender>sender).tend()
+        if work & SHMB_TENDER_DROPPED:
+            for outlets in list(_all_outlets):
+                outlets._see_to(outlets.replace_dropped)
+    except Exception:
+        _log.exception("the client thread failed in something")
 
 
 _compressing = weakref.WeakSet()
+_all_outlets = weakref.WeakSet()

@@ -186,6 +186,17 @@ static inline void shmb_lane_unopen(struct shmb_lane *l)
     shmb_pbatch_release(b);
 }
 
+/* Fails the open batch, which no ring will take. */
+static inline void shmb_lane_drop_open(struct shmb_lane *l, int32_t error)
+{
+    struct shmb_pbatch *b = l->open;
+    if (!b)
+        return;
+    shmb_outlet_remove_open(l->out, l);
+    l->open = NULL;
+    shmb_pbatch_fail(b, SHMB_PB_FAILED, error); /* keeps the reference */
+}
+
 /* Seals the open batch and publishes it. NO_ROOM: it stays open, and full if it can't grow. */
 static enum shmb_put shmb_lane_seal(struct shmb_lane *l)
 {
@@ -233,6 +244,8 @@ static enum shmb_put shmb_lane_seal(struct shmb_lane *l)
     shmb_publish32(&b->state, SHMB_PB_PUBLISHED);
     l->in_flight++;
     shmb_ingress_publish(g, bytes, l->acks, l->slot_index, l->slot_epoch, b->chain);
+    if (l->acks == SHMB_ACKS_NONE)
+        shmb_pbatch_settle_watches(b);
     o->sealed_ticks = shmb_ticks();
     o->batches++;
     o->records += (uint64_t)b->count;

@@ -154,11 +154,6 @@ struct shmb_look {
     uint64_t frame_seq, end_position, generation;
     uint32_t detached;
 };
-static inline int shmb_pbatch_settled(const struct shmb_pbatch *b)
-{
-    uint32_t state = shmb_pbatch_state(b);
-    return state >= SHMB_PB_DONE || (b->lane->acks == SHMB_ACKS_NONE && state >= SHMB_PB_PUBLISHED);
-}
 /* Seals the batch if it is open, takes receipts, and says where it stands. Takes the lock. */
 static inline void shmb_pbatch_look(struct shmb_pbatch *b, int seal, struct shmb_look *look)
 {

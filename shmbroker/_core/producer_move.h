@@ -28,11 +28,15 @@ static inline void shmb_lane_move(struct shmb_lane *l, struct shmb_outlet *to)
     shmb_lock(&o->lock);
     if (l->open)
         shmb_outlet_remove_open(o, l);
+    if (l->watched)
+        shmb_lane_watch_end(o, l);
     *(struct shmb_outlet *volatile *)&l->out = to;
     shmb_unlock(&o->lock);
     shmb_lock(&to->lock);
     if (l->open)
         shmb_outlet_add_open(to, l);
+    if (l->watched)
+        shmb_lane_watch_begin(to, l);
     shmb_unlock(&to->lock);
     shmb_outlet_hold(to);
     shmb_outlet_release(o);

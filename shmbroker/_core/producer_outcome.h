@@ -4,7 +4,7 @@
 #ifndef SHMB_PRODUCER_OUTCOME_H
 #define SHMB_PRODUCER_OUTCOME_H
 
-#include "producer_state.h"
+#include "producer_watch.h"
 
 static inline void shmb_pbatch_fail(struct shmb_pbatch *b, enum shmb_pbatch_state state, int32_t error)
 {
@@ -18,6 +18,7 @@ static inline void shmb_pbatch_fail(struct shmb_pbatch *b, enum shmb_pbatch_stat
         l->failed = b;
     l->failed_last = b;
     shmb_publish32(&b->state, state);
+    shmb_pbatch_settle_watches(b);
 }
 
 /* Moves what has become durable out of the lane's waiting list. */
@@ -33,6 +34,7 @@ static inline void shmb_lane_settle(struct shmb_lane *l)
             l->waiting_last = NULL;
         if (verdict > 0) {
             shmb_publish32(&b->state, SHMB_PB_DONE);
+            shmb_pbatch_settle_watches(b);
             shmb_pbatch_release(b);
         } else {
             shmb_pbatch_fail(b, SHMB_PB_UNKNOWN, SHMB_E_UNKNOWN_OUTCOME); /* keeps the reference */
@@ -75,6 +77,7 @@ static inline void shmb_pbatch_received(struct shmb_pbatch *b, const struct shmb
         b->base_offset = r->base_offset;
     if (l->acks != SHMB_ACKS_DURABLE) {
         shmb_publish32(&b->state, SHMB_PB_DONE);
+        shmb_pbatch_settle_watches(b);
         shmb_pbatch_release(b);
         return;
     }

@@ -54,7 +54,7 @@ cdef class Outlet:
         if self.o.inflight == NULL:
             raise MemoryError()
         self.o.epoch = epoch
-        error = shmb_tender_start(_tend_compressed)
+        error = shmb_tender_start(_tend)
         if error:
             raise OSError(error, "the client thread can't be started")
         shmb_tender_add(self.o)
@@ -108,19 +108,57 @@ cdef class Outlets:
         self.ring_bytes = ring_bytes
         self.slots = slots
         connection.listen(self)
+        _all_outlets.add(self)
 
     def on_gone(self):
-        """Waits end by themselves: they look at the epoch."""
+        """Blocking waits end by themselves: they look at the epoch; what is watched is seen to here."""
+        self._see_to(self._confirm_quietly)
 
     def on_reattached(self, adopted):
         """What is unacknowledged is settled also when no call is waiting; not on the watcher's thread."""
-        threading.Thread(target=self._confirm_quietly, name="shmbroker-resend", daemon=True).start()
+        self._see_to(self._confirm_quietly)
+
+    def _see_to(self, what):
+        threading.Thread(target=what, name="shmbroker-resend", daemon=True).start()
 
     def _confirm_quietly(self):
         try:
             self.confirm(None)
+        except errors.ClosedError:
+            self.end_watches(SHMB_WHY_CLOSED)
+        except errors.BrokerGone as error:
+            _log.warning("records were not sent again: %s", error)
+            self.end_watches(SHMB_WHY_GONE)
         except errors.ShmbrokerError as error:
             _log.warning("records could not be sent again after the broker came back: %s", error)
+
+    cdef watched(self):
+        """Something is watched from now on: if the broker is gone, somebody must say when it is for good."""
+        if shmb_observe32(self.epoch) & 1:
+            self._see_to(self._confirm_quietly)
+
+    def end_watches(self, why):
+        """There is no use in waiting for anything of this connection."""
+        cdef Outlet outlet
+        with self.mutex:
+            for outlet in list(self.by_writer.values()):
+                shmb_lock(&outlet.o.lock)
+                while outlet.o.watched != NULL:
+                    shmb_lane_tell(outlet.o.watched, why)
+                shmb_outlet_tell_room(outlet.o, why)
+                shmb_unlock(&outlet.o.lock)
+
+    def replace_dropped(self):
+        """New rings for those that a writer dropped while something in them was watched."""
+        cdef Outlet outlet
+        try:
+            with self.mutex:
+                for outlet in list(self.by_writer.values()):
+                    if outlet.o.dropped:
+                        self._move([outlet], False, 0)
+        except errors.ShmbrokerError as error:
+            _log.warning("a ring that the broker dropped was not replaced: %s", error)
+            self.end_watches(SHMB_WHY_GONE)
 
     def counters(self):
         """Outlet.counters() by writer."""
@@ -135,13 +173,13 @@ cdef class Outlets:
                 self.by_writer[writer] = found
             return <Outlet>found
 
-    cdef int confirm(self, timeout) except -1:
+    cdef int confirm(self, timeout, given_up=None) except -1:
         """Waits for the broker if it is gone, and moves lanes whose rings it has not kept.
 
-        Raises BrokerGone, TimedOut, ClosedError.
+        Raises BrokerGone, TimedOut, ClosedError (also once `given_up` is true).
         """
         while True:
-            self.connection.attached(timeout)
+            self.connection.attached(timeout, given_up)
             with self.mutex:
                 epoch = shmb_observe32(self.epoch)
                 if epoch == self.confirmed:
@@ -353,8 +391,17 @@ cdef class _Move:
             try:
                 info = topic.sender.metadata.partition(topic.name, p)
             except errors.UnknownTopic:
-                continue  # its batches are rejected by the new ring's writer, or stay where they are
+                self.orphan(topic.lanes[p])
+                continue
             _place(topic, topic.lanes[p], info, self.outlets.get(info.writer), True)
+
+    cdef orphan(self, shmb_lane *lane):
+        """Its topic is gone: what was open fails, and the next send asks again."""
+        cdef shmb_outlet *o = lane.out
+        shmb_lock(&o.lock)
+        lane.stale = 1
+        shmb_lane_drop_open(lane, errors.UnknownTopic.kafka_code)
+        shmb_unlock(&o.lock)
 
     cdef again(self, tuple item):
         cdef Outlet old = item[0]
@@ -396,6 +443,10 @@ cdef class _Move:
         """Its ring is unmapped; the rest stays for threads that are still waiting on its receipts."""
         old.retired = True
         shmb_tender_remove(old.o)
+        shmb_lock(&old.o.lock)
+        shmb_outlet_tell_room(old.o, SHMB_WHY_SETTLED)  # they try again, in the new ring
+        shmb_unlock(&old.o.lock)
+        shmb_tender_stir()
         shmb_outlet_unmap_ring(old.o)
         self.outlets.retired.append(old)
         if not lost:

@@ -41,6 +41,18 @@ cdef class Receipt:
         offset = None if b.base_offset < 0 else b.base_offset + self._index
         return RecordMetadata(self._lanes.name, b.lane.partition, offset, self._timestamp)
 
+    def add_done_callback(self, fn):
+        """Calls `fn(receipt)` once, when the outcome is known, on the client's callback thread.
+
+        Always there, also when it is known already; one thread a process, so a callback that blocks
+        holds up the others. What it raises is logged to the logger "shmbroker". Also called when there
+        is nothing to wait for any more: delivery_timeout_ms has passed, the broker did not come back,
+        or the producer was closed; then result(0) in it says so. flush() and close() return after the
+        callbacks of what they waited for. The record is not sealed early for it.
+        """
+        _alive(self._lanes)
+        _add_callback(self, fn)
+
     def exception(self, timeout=None):
         """Waits like result() and returns why the record failed, or None. Raises only TimedOut,
         BrokerGone and OutcomeUnknown of the wait itself."""
@@ -97,11 +109,20 @@ cdef class ManyReceipt:
     def done(self):
         """Whether the outcome of every record is known. Never blocks."""
         _alive(self._lanes)
+        return self.unsettled() == NULL
+
+    def add_done_callback(self, fn):
+        """As Receipt.add_done_callback, when the outcome of every record is known."""
+        _alive(self._lanes)
+        _add_callback(self, fn)
+
+    cdef shmb_pbatch *unsettled(self):
+        """The first batch whose outcome is not known yet, or NULL."""
         cdef Py_ssize_t i
         for i in range(self._used):
             if not _done(self._segments[i].b):
-                return False
-        return True
+                return self._segments[i].b
+        return NULL
 
     def exception(self, timeout=None):
         """Waits for all and returns why the first failed one failed, or None; as Receipt.exception."""

@@ -85,14 +85,15 @@ cdef class Lanes:
             lane.linger_ticks = sender.linger_ms * 1000 * shmb_ticks_per_us
             lane.producer_id = sender.producer_id if sender.idempotent else -1
             lane.chain = shmb_chain_begin()
+            lane.delivery_ns = sender.delivery_ns
             _place(self, lane, info, outlet, False)
             self.lanes[partition] = lane
             return lane
 
     cdef int find_again(self, shmb_lane *lane, int32_t partition) except -1:
         self.sender.metadata.forget(self.name)
-        lane.stale = 0
         info = self.sender.metadata.partition(self.name, partition)  # UnknownTopic: it was deleted
+        lane.stale = 0
         outlet = self.sender.outlets.get(info.writer)
         if info.slot != lane.slot_index or info.slot_epoch != lane.slot_epoch or outlet.o != lane.out:
             while not shmb_lane_move_begin(lane):
@@ -153,6 +154,25 @@ cdef class Sender:
         shmb_publish32(&self.closed, 1)
         if not self.connection.closed:
             self.connection.wake_all()
+            self.connection.notify()
+
+    def is_closed(self):
+        return shmb_peek32(&self.closed) != 0
+
+    def end_watches(self):
+        """After close(): nobody waits for what is not settled; callbacks run, awaits end in ClosedError."""
+        cdef Lanes topic
+        cdef int32_t p
+        cdef shmb_outlet *o
+        if self.generation != shmb_fork_generation:
+            return
+        for topic in list(self.topics.values()):
+            for p in range(topic.partitions):
+                if topic.lanes[p] != NULL:
+                    o = shmb_lane_lock(topic.lanes[p])
+                    shmb_lane_tell(topic.lanes[p], SHMB_WHY_CLOSED)
+                    shmb_unlock(&o.lock)
+        _wait_for_callbacks(shmb_now_ns() + self.delivery_ns)
 
     cdef Lanes topic(self, str name):
         found = self.topics.get(name)
@@ -166,8 +186,8 @@ cdef class Sender:
 
     # ---- Waiting ----
 
-    cdef int waited(self, int why, shmb_lane *lane, int64_t deadline_ns) except -1:
-        """What a wait's end means: 1 look again, 0 the deadline has passed."""
+    cdef int waited(self, int why, shmb_lane *lane, int64_t deadline_ns, bint was_closed) except -1:
+        """What a wait's end means: 1 look again, 0 the deadline has passed. `was_closed`: before it began."""
         if why == SHMB_WAIT_SIGNAL:
             PyErr_CheckSignals()
         elif why == SHMB_WAIT_TIMEOUT:
@@ -176,7 +196,7 @@ cdef class Sender:
             raise errors.ClosedError("this producer was closed while the call waited")
         elif why == SHMB_WAIT_GONE:
             try:
-                self.outlets.confirm(_left_s(deadline_ns))
+                self.outlets.confirm(_left_s(deadline_ns), None if was_closed else self.is_closed)
             except errors.TimedOut:
                 if shmb_now_ns() < deadline_ns:
                     raise
@@ -190,8 +210,9 @@ cdef class Sender:
         cdef shmb_lane *lane = b.lane
         cdef int why
         cdef bint compress_it
+        cdef bint was_closed = self.is_closed()  # a receipt may be asked after close(), but close() ends waits
         w.epoch = self.outlets.epoch
-        w.closed = NULL
+        w.closed = NULL if was_closed else &self.closed
         w.deadline_ns = deadline_ns
         while True:
             why = SHMB_WAIT_OK
@@ -225,7 +246,7 @@ cdef class Sender:
                 self.compress(lane)
             elif look.put == SHMB_PUT_NEW_ID:
                 self.new_id(lane)
-            elif not self.waited(why, lane, deadline_ns):
+            elif not self.waited(why, lane, deadline_ns, was_closed):
                 return shmb_pbatch_settled(b)
 
     cdef int unblock(self, int put, Lanes topic, shmb_lane *lane, const shmb_item *item, uint64_t tail,
@@ -242,7 +263,7 @@ cdef class Sender:
             w.spin_ns = SPIN_NS
             with nogil:
                 why = shmb_wait_progress(o.ring.back, o.ring.word, tail, receipts, &w)
-            if not self.waited(why, lane, deadline_ns):
+            if not self.waited(why, lane, deadline_ns, False):
                 raise errors.BufferFull(
                     f"the ring to the writer of {topic.name}-{lane.partition} stayed full for max_block_ms "
                     f"({self.max_block_ns // 1_000_000}){_why_blocked(lane)}; the record was not taken")
@@ -437,6 +458,7 @@ cdef class Sender:
                         shmb_pbatch_release(b)
                     if not done:
                         return False
+        _wait_for_callbacks(deadline_ns)
         return True
 
     def publish(self):

@@ -38,6 +38,27 @@ enum shmb_pbatch_state {
 enum { SHMB_E_UNKNOWN_OUTCOME = 1002, SHMB_E_DETACHED = 1004, SHMB_E_EARLIER = 1011 };
 enum { SHMB_E_SEQUENCE_GAP = 45 };
 
+/* Why a watch was mailed. */
+enum shmb_why {
+    SHMB_WHY_SETTLED = 0, /* the batch has its outcome; or, of room: look again */
+    SHMB_WHY_LATE,        /* its delivery timeout has passed */
+    SHMB_WHY_GONE,        /* the broker went away and did not come back in time */
+    SHMB_WHY_CLOSED,      /* the producer was closed */
+};
+
+struct shmb_mailbox {     /* producer_watch.h */
+    shmb_a32 lock;
+    shmb_a32 refs;        /* its owner, and each watch */
+    int fd;               /* an eventfd of its own */
+    struct shmb_watch *first, *last;
+};
+struct shmb_watch {
+    struct shmb_watch *next;
+    struct shmb_mailbox *to;
+    void *object;         /* the mailbox's owner's */
+    enum shmb_why why;
+};
+
 struct shmb_lane;
 
 struct shmb_pbatch {
@@ -64,6 +85,8 @@ struct shmb_pbatch {
     int64_t born_ns;          /* CLOCK_MONOTONIC_COARSE, for the delivery timeout */
     struct shmb_lane *lane;
     struct shmb_pbatch *next; /* in lane.waiting or lane.failed */
+    struct shmb_watch *watches;
+    struct shmb_pbatch *watched_next, *watched_prev; /* in lane.watched, by age */
 };
 
 struct shmb_outlet {
@@ -80,6 +103,11 @@ struct shmb_outlet {
     uint32_t poke;                 /* the client thread has yet to be told of open batches */
     uint64_t batches;              /* published so far */
     uint64_t records;
+    struct shmb_lane *watched;     /* list of lanes with watched batches */
+    struct shmb_watch *room;       /* those who wait for room in the ring, newest first … */
+    uint64_t room_tail;            /* … who saw these before they tried */
+    uint64_t room_receipts;
+    uint32_t dropped;              /* Python was told that the writer has dropped the ring */
     uint32_t epoch;                /* of the attachment under which the ring was last found to be ours */
     struct shmb_outlet *next;      /* the client thread's list */
 };
@@ -121,6 +149,9 @@ struct shmb_lane {
     struct shmb_pbatch *waiting, *waiting_last; /* received, not yet durable; in order */
     struct shmb_pbatch *failed, *failed_last;   /* not yet reported by flush() or close() */
     struct shmb_pbatch *last;                   /* newest published one */
+    int64_t delivery_ns;                        /* how long a batch may take, from its first record */
+    struct shmb_pbatch *watched, *watched_last;
+    struct shmb_lane *next_watched, *prev_watched;
 };
 
 enum shmb_put {
@@ -196,5 +227,10 @@ static inline void shmb_pbatch_py_release(struct shmb_pbatch *b)
         shmb_pbatch_release(b);
 }
 static inline uint32_t shmb_pbatch_state(const struct shmb_pbatch *b) { return shmb_observe32(&b->state); }
+static inline int shmb_pbatch_settled(const struct shmb_pbatch *b)
+{
+    uint32_t state = shmb_pbatch_state(b);
+    return state >= SHMB_PB_DONE || (b->lane->acks == SHMB_ACKS_NONE && state >= SHMB_PB_PUBLISHED);
+}
 
 #endif

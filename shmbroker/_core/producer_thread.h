@@ -10,9 +10,14 @@
  *
  * (park.h argues why one of the two sees the other.) So send makes no system call while it polls.
  *
+ * While something is watched (producer_watch.h) it sleeps on the words that the writer rings for it besides: of
+ * each ring with watches, and of durability for each watched lane, so a batch's way from published to durable
+ * needs no other words than those armed before it was last looked at. While it polls `watch_word` stands in for
+ * `word`: rung when a lane begins to be watched, or moves, but not by send.
+ *
  * Batches that must be compressed need cramjam and so the GIL: the thread calls back into Python for
- * them, holding no lock. The list of outlets is guarded by a lock that is never held with a wait for the
- * GIL, so a thread that holds the GIL may take it.
+ * them, holding no lock; and for a ring that its writer has dropped while it is watched. The list of outlets is
+ * guarded by a lock that is never held with a wait for the GIL, so a thread that holds the GIL may take it.
  */
 #ifndef SHMB_PRODUCER_THREAD_H
 #define SHMB_PRODUCER_THREAD_H
@@ -20,16 +25,17 @@
 #include <pthread.h>
 #include <signal.h>
 
-#include "producer_lanes.h"
+#include "producer_move.h"
 
 struct shmb_tender {
     shmb_a32 lock;               /* guards `outlets` */
     shmb_a32 word;               /* park word of this process */
     shmb_a32 stop;
+    shmb_a32 watch_word;         /* the same while it polls */
     uint32_t started;            /* the GIL's */
     struct shmb_outlet *outlets;
     shmb_a32 interval_us;        /* between two looks; the least linger of all producers, halved */
-    void (*python)(void);        /* seals what needs the GIL; takes it by itself */
+    void (*python)(int work);    /* does what needs the GIL, SHMB_TENDER_*; takes it by itself */
     pthread_t thread;
 };
 static struct shmb_tender shmb_tender = {.interval_us = 1000};
@@ -38,6 +44,7 @@ static struct shmb_tender shmb_tender = {.interval_us = 1000};
 static uint32_t shmb_fork_generation;
 
 #define SHMB_TENDER_IDLE_NS 100000000
+enum { SHMB_TENDER_COMPRESS = 1, SHMB_TENDER_DROPPED = 2 };
 
 static void shmb_tender_forked(void)
 {
@@ -46,6 +53,7 @@ static void shmb_tender_forked(void)
     shmb_tender.outlets = NULL;
     shmb_poke32(&shmb_tender.lock, 0);
     shmb_poke32(&shmb_tender.word, 0);
+    shmb_poke32(&shmb_tender.watch_word, 0);
 }
 
 /* After a record was put, outside of the lock: the thread must learn of a batch that stayed open. */
@@ -72,7 +80,7 @@ static int shmb_tend(struct shmb_outlet *o, int *python)
         if (!shmb_ingress_dry(&o->ring) && now - l->opened_ticks + soon < l->linger_ticks)
             continue;
         if (shmb_lane_seal(l) == SHMB_PUT_COMPRESS)
-            *python = 1;
+            *python |= SHMB_TENDER_COMPRESS;
     }
     int open = o->open_count != 0;
     shmb_unlock(&o->lock);
@@ -98,6 +106,108 @@ static int shmb_tend_needed(void)
     return open;
 }
 
+/* ---- What is watched -------------------------------------------------------------------------- */
+
+/* A lane has begun to be watched, or has moved; outside of the outlet's lock. */
+static inline void shmb_tender_stir(void)
+{
+    shmb_park_wake(&shmb_tender.watch_word);
+    shmb_park_wake(&shmb_tender.word);
+}
+
+#define SHMB_TENDER_WORDS SHMB_WAITV_MAX
+#define SHMB_TENDER_LANES 96 /* more: the word of the instance instead of one a lane */
+struct shmb_sleep {
+    unsigned n;
+    struct shmb_waitv words[SHMB_TENDER_WORDS];
+};
+static inline void shmb_sleep_on(struct shmb_sleep *s, shmb_a32 *word)
+{
+    if (s->n == SHMB_TENDER_WORDS) /* 62 writers have no more rings; lanes are bounded below */
+        return;
+    s->words[s->n++] = shmb_waitv_on(word, shmb_park_arm_unfenced(word));
+}
+static void shmb_sleep_on_outlet(struct shmb_sleep *s, struct shmb_outlet *o)
+{
+    if (!o->watched && !o->room)
+        return;
+    shmb_sleep_on(s, o->ring.word);
+    if (s->n < SHMB_TENDER_LANES)
+        for (struct shmb_lane *l = o->watched; l && s->n < SHMB_TENDER_LANES; l = l->next_watched)
+            if (l->acks == SHMB_ACKS_DURABLE)
+                shmb_sleep_on(s, l->durable_word);
+    if (s->n >= SHMB_TENDER_LANES) {
+        shmb_a32 *park = o->ring.word - shmb_park_ingress(o->ring.id) * (SHMB_LINE / sizeof *park);
+        shmb_sleep_on(s, park + SHMB_PARK_INSTANCE * (SHMB_LINE / sizeof *park));
+    }
+}
+
+/* Looks at what is watched in one outlet. Returns 1 when the words to sleep on have to be asked again. */
+static int shmb_watch_look(struct shmb_outlet *o, int64_t *deadline_ns, int *python)
+{
+    if (!*(struct shmb_lane *volatile *)&o->watched && !*(struct shmb_watch *volatile *)&o->room)
+        return 0;
+    shmb_lock(&o->lock);
+    int moved = shmb_outlet_drain(o) != 0;
+    int64_t now_ns = shmb_coarse_ns();
+    for (struct shmb_lane *l = o->watched, *next; l; l = next) {
+        next = l->next_watched;
+        shmb_lane_settle(l); /* may take the lane from the list */
+        while (l->watched && now_ns - l->watched->born_ns >= l->delivery_ns)
+            shmb_pbatch_tell(l->watched, SHMB_WHY_LATE);
+        if (l->watched && l->watched->born_ns + l->delivery_ns < *deadline_ns)
+            *deadline_ns = l->watched->born_ns + l->delivery_ns + 5000000; /* the coarse clock's step */
+    }
+    if (o->room && shmb_outlet_progressed(o)) {
+        shmb_outlet_tell_room(o, SHMB_WHY_SETTLED);
+        moved = 1;
+    }
+    if (o->watched && shmb_peek32(&o->ring.back->detached) && !o->dropped) {
+        o->dropped = 1;
+        *python |= SHMB_TENDER_DROPPED;
+    }
+    shmb_unlock(&o->lock);
+    return moved;
+}
+
+/* Sleeps until there may be something to do. `poll`: batches were open lately, so at most an interval.
+ * Returns 1 when somebody opened a batch in a longer sleep. */
+static int shmb_tender_sleep(int poll)
+{
+    struct shmb_sleep s;
+    int64_t deadline_ns = INT64_MAX, until_ns = INT64_MAX;
+    int python = 0, moved = 0;
+    s.n = 0;
+    shmb_a32 *own = poll ? &shmb_tender.watch_word : &shmb_tender.word;
+    shmb_sleep_on(&s, own);
+    shmb_fence_full(); /* before looking at what is watched at all */
+    shmb_lock(&shmb_tender.lock);
+    for (struct shmb_outlet *o = shmb_tender.outlets; o; o = o->next) {
+        shmb_lock(&o->lock);
+        shmb_sleep_on_outlet(&s, o);
+        shmb_unlock(&o->lock);
+    }
+    shmb_fence_full(); /* W2 of all: what is looked at now has been armed */
+    for (struct shmb_outlet *o = shmb_tender.outlets; o; o = o->next)
+        moved |= shmb_watch_look(o, &deadline_ns, &python);
+    shmb_unlock(&shmb_tender.lock);
+    if (python && shmb_tender.python)
+        shmb_tender.python(python);
+    if (moved || python || shmb_observe32(&shmb_tender.stop) || (!poll && shmb_tend_needed()))
+        return 0;
+    if (poll)
+        until_ns = shmb_now_ns() + (int64_t)shmb_peek32(&shmb_tender.interval_us) * 1000;
+    if (deadline_ns < until_ns)
+        until_ns = deadline_ns;
+    if (s.n == 1) {
+        shmb_park_wait_value(own, (uint32_t)s.words[0].val, until_ns);
+    } else if (shmb_park_wait_values(s.words, s.n, until_ns) == ENOSYS) {
+        struct timespec pause = {0, 1000000}; /* before Linux 5.16 there is no sleeping on several words */
+        nanosleep(&pause, NULL);
+    }
+    return !poll && shmb_peek32(own) != (uint32_t)s.words[0].val;
+}
+
 static void *shmb_tender_life(void *unused)
 {
     (void)unused;
@@ -105,26 +215,18 @@ static void *shmb_tender_life(void *unused)
     while (!shmb_observe32(&shmb_tender.stop)) {
         int python = 0, open = shmb_tend_all(&python);
         if (python && shmb_tender.python)
-            shmb_tender.python();
+            shmb_tender.python(python);
         int64_t now_ns = shmb_now_ns();
         if (open)
             busy_ns = now_ns;
-        if (now_ns - busy_ns < SHMB_TENDER_IDLE_NS) {
-            struct timespec pause = {0, (long)shmb_peek32(&shmb_tender.interval_us) * 1000};
-            nanosleep(&pause, NULL);
-            continue;
-        }
-        shmb_park_arm(&shmb_tender.word);
-        if (shmb_observe32(&shmb_tender.stop) || shmb_tend_needed())
-            continue;
-        shmb_park_wait(&shmb_tender.word, INT64_MAX);
-        busy_ns = shmb_now_ns();
+        if (shmb_tender_sleep(now_ns - busy_ns < SHMB_TENDER_IDLE_NS))
+            busy_ns = shmb_now_ns();
     }
     return NULL;
 }
 
 /* Under the GIL. 0, or an errno. */
-static int shmb_tender_start(void (*python)(void))
+static int shmb_tender_start(void (*python)(int work))
 {
     static int at_fork;
     if (shmb_tender.started)
@@ -150,6 +252,7 @@ static void shmb_tender_stop(void)
         return;
     shmb_publish32(&shmb_tender.stop, 1);
     shmb_park_wake_always(&shmb_tender.word);
+    shmb_park_wake_always(&shmb_tender.watch_word);
     pthread_join(shmb_tender.thread, NULL);
     shmb_tender.started = 0;
 }

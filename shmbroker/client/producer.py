@@ -119,6 +119,7 @@ class Producer(ProducerBase):
         finally:
             self._closed = True
             state.close()
+            state.end_watches()
         self._report()
 
     @property

@@ -172,7 +172,7 @@ class Broker:
 
     def ring(self) -> None:
         """Wakes everybody: after a word was changed."""
-        for fake in self.fakes.values():
+        for fake in list(self.fakes.values()):
             self.lib.fake_ring_all(ctypes.byref(fake))
 
     def stop_writer(self, ingress: int) -> None:
@@ -204,8 +204,9 @@ class FakeConnection:
         self.epoch = Epoch()
         self.closed = False
         self.listeners: list[Any] = []
-        self.back = threading.Event()
-        self.back.set()
+        self.changed = threading.Condition()
+        self.back = True
+        self.reconnect_s = 30.0
         self.pid = os.getpid()
         self.park = SimpleNamespace(address=broker.park)
         self._table = SimpleNamespace(address=broker.table)
@@ -216,11 +217,20 @@ class FakeConnection:
         if self.closed:
             raise ClosedError(f"{what} is closed")
 
-    def attached(self, timeout: float | None = None) -> int:
-        if not self.back.wait(30 if timeout is None else timeout):
-            raise (BrokerGone if timeout is None else TimedOut)("gone")
+    def attached(self, timeout: float | None = None, given_up: Any = None) -> int:
+        patience = self.reconnect_s if timeout is None else min(timeout, self.reconnect_s)
+        ended = lambda: self.back or self.closed or (given_up is not None and given_up())  # noqa: E731
+        with self.changed:
+            if not self.changed.wait_for(ended, patience):
+                raise (TimedOut if patience == timeout else BrokerGone)("gone")
         self.check()
+        if not self.back:
+            raise ClosedError("closed while the broker was gone")
         return self.epoch.value
+
+    def notify(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
 
     def request(self, op: str, timeout: float | None = None, **args: Any) -> dict[str, Any]:
         self.broker.requests.append((op, args))
@@ -272,14 +282,19 @@ class FakeConnection:
 
     def lose(self) -> None:
         """The broker dies."""
-        self.back.clear()
+        self.back = False
         self.epoch.set(self.epoch.value | 1)
         self.wake_all()
+        for listener in list(self.listeners):
+            listener.on_gone()
 
     def come_back(self) -> None:
         self.epoch.set(self.epoch.value + 1)
-        self.back.set()
+        self.back = True
+        self.notify()
         self.wake_all()
+        for listener in list(self.listeners):
+            listener.on_reattached(False)
 
 
 class FakeClient:
