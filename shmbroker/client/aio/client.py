@@ -190,6 +190,7 @@ class Client(Admin):
                 except Exception as error:
                     failed = failed or error
             await self._requests.run(self._sync.close)
+            await self._reading.run(_nothing)  # what it did has ended with the attachment
         finally:
             self._end()
         if failed is not None:
@@ -227,6 +228,10 @@ class Client(Admin):
 
     def __repr__(self) -> str:
         return f"<shmbroker.aio.Client of {self.instance!r}{', closed' if self._closed else ''}>"
+
+
+def _nothing() -> None:
+    """Has its turn when all before it had theirs."""
 
 
 __all__ = ["Client", "Connecting", "connect"]

@@ -75,6 +75,7 @@ class Consumer(AsyncRecords):
         self._wake: asyncio.Future[bool] | None = None  # of the wait that is under way
         self._waiter: core.Waiter | None = None
         self._pending: asyncio.Future[Any] | None = None  # in the reading thread
+        self._ending: asyncio.Future[Any] = client._loop.create_future()  # done by close()
         self._closed = False
 
     # --- reading -------------------------------------------------------------------------------
@@ -161,9 +162,12 @@ class Consumer(AsyncRecords):
         self._end_sleep(True)
         if self._stream is not None:
             self._stream._stop_waits()
+            self._client.connection.notify()
+        if not self._ending.done():
+            self._ending.set_result(None)
         try:
             await self._left.wait()
-            if self._pending is not None:
+            if self._pending is not None and self._stream is not None:
                 await asyncio.wait({self._pending})
         finally:
             self._end()
@@ -221,7 +225,10 @@ class Consumer(AsyncRecords):
         self._left.clear()
         try:
             if self._pending is not None:  # of a call that was cancelled
-                await asyncio.wait({self._pending})
+                await asyncio.wait(
+                    {self._pending, self._ending}, return_when=asyncio.FIRST_COMPLETED
+                )
+                self._check()
             if self._stream is None:
                 self._stream = await self._in_thread(self._make, keep=self._begun)
             return self._stream
@@ -247,21 +254,21 @@ class Consumer(AsyncRecords):
 
     async def _in_thread(self, fn: Callable[[], T], keep: Callable[[T], object] | None = None) -> T:
         """`fn` in the reading thread. Cancelled, it goes on, and `keep` gets what it returns."""
-        pending = self._client._reading.start(fn)
+        pending: asyncio.Future[Any] = self._client._reading.start(fn)
         self._pending = pending
         try:
-            await asyncio.wait({pending})
-        except asyncio.CancelledError:
+            await asyncio.wait({pending, self._ending}, return_when=asyncio.FIRST_COMPLETED)
+            if self._closed:
+                raise ClosedError("this consumer was closed meanwhile")
+            self._pending = None
+            result: T = pending.result()
+            return result
+        except (asyncio.CancelledError, ClosedError):
             if pending.done():
                 self._settle(keep, pending)
             else:
                 pending.add_done_callback(partial(self._settle, keep))
             raise
-        if self._closed:
-            self._settle(keep, pending)
-            raise ClosedError("this consumer was closed meanwhile")
-        self._pending = None
-        return pending.result()
 
     def _settle(self, keep: Callable[[T], object] | None, pending: asyncio.Future[T]) -> None:
         self._pending = None
