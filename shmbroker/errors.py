@@ -145,7 +145,7 @@ class ForkedError(ShmbrokerError):
 
 
 class ConcurrentUse(ShmbrokerError):
-    """Two threads are inside one consumer, which belongs to one thread at a time."""
+    """Two threads or tasks are inside one consumer, which belongs to one at a time."""
 
     kafka_code = 1007
 

@@ -249,7 +249,12 @@ cdef class Waiter:
 cdef class AsyncRecords:
     cdef public RecordStream _stream   # None: not begun
 
+    cdef object _fetched(self)
+
 
 cdef class NextRecord:
     cdef AsyncRecords _of
-    cdef object _rest                  # the iterator of a coroutine that waits; None: none yet
+    cdef object _rest                  # the coroutine that waits; None: none yet
+
+    cdef object _ready(self)
+    cdef object _coroutine(self)

@@ -274,6 +274,11 @@ cdef class RecordStream:
         for reader in list(self._all):
             shmb_park_wake_always(word_at(self._park, reader._park_word))
 
+    @property
+    def _stopped(self):
+        """Whether `_stop_waits` was called."""
+        return shmb_observe32(self._stop._word) != 0
+
     def _await_leave(self):
         """Returns when no thread is inside; False when it is the caller's own (a signal handler)."""
         if self._owner == get_ident():

@@ -18,6 +18,7 @@ touches shared state in a forked child, which finds ForkedError instead.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import threading
@@ -41,6 +42,10 @@ from shmbroker.errors import (
     TimedOut,
 )
 from shmbroker.places import Places
+
+# What a program may want to know and need not act upon, so nothing above INFO: what it must know is
+# raised where it waits.
+_log = logging.getLogger("shmbroker")
 
 _RETRY_FIRST_S: Final = 0.005  # between two attempts to attach again, doubling up to …
 _RETRY_LAST_S: Final = 0.1
@@ -266,6 +271,13 @@ class Connection:
         self.wake_all()
         self._socket.close()
         self.notify()
+        _log.info(
+            "the broker of instance %r (pid %d) %s; attaching again for up to %g s",
+            self.places.instance,
+            self.attachment.broker_pid,
+            "has stopped" if self.closing else "is gone",
+            self.reconnect_s,
+        )
         for listener in list(self._listeners):
             listener.on_gone()
 
@@ -321,6 +333,11 @@ class Connection:
             self.epoch.set(self.epoch.value + 1)
             self._lost = False
         self.notify()
+        _log.info(
+            "attached again to the broker of instance %r (pid %d)",
+            self.places.instance,
+            attachment.broker_pid,
+        )
         for listener in list(self._listeners):
             listener.on_reattached(adopted)
 

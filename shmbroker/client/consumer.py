@@ -56,7 +56,6 @@ class Consumer(Positions):
         cores = len(os.sched_getaffinity(0))
         spin_ns = _SPIN_NS[idle] if idle == "spin" or cores > 1 else 0
         super().__init__(client, on_gap == "earliest", spin_ns)
-        self._closed = True
         self._paused = set()
         for topic in dict.fromkeys(topics):
             info = client.metadata.get(topic)

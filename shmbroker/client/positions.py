@@ -193,7 +193,7 @@ class Positions(Reading):
         self._hold()
         try:
             if attached:
-                epoch = self._connection.attached(given_up=lambda: self._closed)
+                epoch = self._connection.attached(given_up=lambda: self._stopped)
                 if epoch != self._seen:
                     self._rebind(epoch)
             return call()

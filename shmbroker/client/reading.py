@@ -49,7 +49,6 @@ class Reading(RecordStream):
         self._earliest_on_gap = earliest_on_gap
         self._spin_ns = spin_ns
         self._most = RING_FETCH_BYTES
-        self._closed = False
         self._epoch = self._connection.epoch
         self._seen = self._connection.attached()
         self._park_map = self._connection.park
@@ -63,7 +62,7 @@ class Reading(RecordStream):
     def _slow(self, deadline_ns: int) -> RecordBatch | None:
         """RecordStream's other half: sorts out why nothing came, until something does."""
         while True:
-            if self._closed:
+            if self._stopped:
                 raise ClosedError("this consumer is closed")
             try:
                 batch = self._look_everywhere()
@@ -162,7 +161,7 @@ class Reading(RecordStream):
         if deadline_ns != NEVER_NS:
             left = max(0.0, (deadline_ns - core.monotonic_ns()) / 1e9)
         try:
-            self._connection.attached(left, lambda: self._closed)
+            self._connection.attached(left, lambda: self._stopped)
         except TimedOut:
             return False
         return True

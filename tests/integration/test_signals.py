@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -45,30 +46,84 @@ def test_a_signal_that_another_thread_got_ends_a_wait(broker: Any, wait: str) ->
     assert done.stdout == "interrupted\n", done.stderr
 
 
-def test_ctrl_c_ends_a_wait_at_once(broker: Any) -> None:
-    code = CODE.format(wait="print('waiting', flush=True); consumer.poll(None)").replace(
-        "threading.Thread(target=interrupt).start()", ""
-    )
+# Waits for a line first, so that the test can stop the broker: then nothing is answered.
+PLAIN = """
+import shmbroker
+
+with shmbroker.connect() as client:
+    client.create_topic("t")
+    with client.consumer("t") as consumer:
+        input("ready")
+        print("waiting", flush=True)
+        try:
+            {wait}
+        except KeyboardInterrupt:
+            print("interrupted")
+"""
+ASYNCIO = """
+import asyncio, shmbroker
+
+async def main():
+    async with shmbroker.aio.connect() as client, client.consumer("t") as consumer:
+        input("ready")
+        print("waiting", flush=True)
+        await {wait}
+
+with shmbroker.connect() as client:
+    client.create_topic("t")
+try:
+    asyncio.run(main())
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "wait", "answering"),
+    [
+        (PLAIN, "consumer.poll(None)", True),
+        (PLAIN, "next(consumer)", True),
+        (PLAIN, "next(consumer.batches())", True),
+        (PLAIN, "client.status()", False),
+        (PLAIN, "shmbroker.connect(timeout=60)", False),
+        (ASYNCIO, "consumer.poll(None)", True),
+        (ASYNCIO, "anext(consumer)", True),
+        (ASYNCIO, "client.create_topic('u')", False),
+        (ASYNCIO, "shmbroker.aio.connect(timeout=3)", False),
+    ],
+)
+def test_ctrl_c_ends_a_wait_at_once(broker: Any, code: str, wait: str, answering: bool) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code.format(wait=wait)],
         env=os.environ | broker.env,
         text=True,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
-        assert process.stdout.readline() == "waiting\n"
-        while "futex" not in _wchan(process.pid):
-            assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=10)
-    assert out == "interrupted\n", err
+        assert process.stdout.read(5) == "ready"
+        if not answering:
+            os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "waiting\n"
+            while not _sleeps(process.pid):
+                assert process.poll() is None
+            began = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            said = process.stdout.readline()
+            took = time.monotonic() - began
+            _, err = process.communicate(timeout=10)
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+    assert (said, err) == ("interrupted\n", "")
+    assert took < 2  # and not only when the wait's own time had passed
 
 
-def _wchan(pid: int) -> str:
-    """Where the main thread sleeps in the kernel; "futex" also where that is hidden from us."""
+def _sleeps(pid: int) -> bool:
+    """Whether its main thread sleeps in the kernel."""
     with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
-        if stat.read().rpartition(")")[2].split()[0] != "S":
-            return ""
-    with open(f"/proc/{pid}/wchan", encoding="ascii") as wchan:
-        return wchan.read().replace("0", "futex")
+        return stat.read().rpartition(")")[2].split()[0] == "S"

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import signal
+import socket
 import threading
 import time
 import warnings
@@ -73,8 +74,6 @@ def test_no_broker_names_the_instance_where_it_looked_and_the_command(
 
 def test_a_socket_that_nobody_listens_on_is_no_broker(fake: FakeBroker) -> None:
     fake.kill()
-    import socket
-
     left = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     left.bind(fake.places.socket_path("attach"))
     left.close()
@@ -237,6 +236,39 @@ def test_closing_ends_what_waits_for_the_broker(fake: FakeBroker, connection: Co
     thread.join()
     with pytest.raises(ClosedError):
         connection.request("status")
+
+
+def test_a_restart_is_logged_for_who_wants_to_know(
+    fake: FakeBroker, connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = Calls()
+    connection.listen(calls)
+    with caplog.at_level("INFO", "shmbroker"):
+        fake.kill()
+        fake.restart()
+        assert calls.back.wait(5)
+    assert [r.name for r in caplog.records] == ["shmbroker"] * 2
+    assert "is gone; attaching again for up to 10 s" in caplog.text
+    assert "attached again to the broker of instance 'fake'" in caplog.text
+
+
+def test_a_last_attempt_does_not_hang_on_a_broker_that_listens_and_is_silent(
+    fake: FakeBroker,
+) -> None:
+    connection = Connection(fake.places, timeout=30.0, reconnect_s=0.1)
+    silent = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        fake.kill()
+        silent.bind(fake.places.socket_path("attach"))
+        silent.listen()
+        began = time.monotonic()
+        with pytest.raises(BrokerGone):
+            connection.attached()
+        assert time.monotonic() - began < 0.1 + 1.0
+    finally:
+        connection.close()
+        silent.close()
+        os.unlink(fake.places.socket_path("attach"))
 
 
 def test_the_closing_event_is_noted(fake: FakeBroker, connection: Connection) -> None:

@@ -482,6 +482,12 @@ def test_close_from_another_thread_ends_an_iteration_and_a_poll(
     timer.join()
 
 
+def test_a_consumer_that_nobody_closed_warns(log: FakePartition, client: Client) -> None:
+    consumers = [client.consumer("t")]
+    with pytest.warns(ResourceWarning, match=r"unclosed <shmbroker\.Consumer of t-0>"):
+        consumers.clear()
+
+
 def test_two_threads_in_one_consumer_are_told(log: FakePartition, client: Client) -> None:
     consumer = client.consumer("t", idle="park")
     inside = threading.Event()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import json
 import pickle
+import re
+from pathlib import Path
 
 import aiokafka.errors
 import pytest
@@ -138,3 +140,24 @@ def test_the_package_hands_every_error_on() -> None:
     for name in errors.__all__:
         assert getattr(shmbroker, name) is getattr(errors, name)
         assert name in shmbroker.__all__
+
+
+def test_the_page_of_errors_names_each_with_its_code_and_what_to_do() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| `(\w+)` \| (-?\d+)[^|]* \| (yes|no) \| ([^|]+) \| ([^|]+) \|$", page, re.M
+    )
+    assert [row[0] for row in rows] == list(dict.fromkeys(row[0] for row in rows))
+    assert {row[0] for row in rows} == {cls.__name__ for cls in CLASSES}
+    for name, code, retriable, happened, to_do in rows:
+        cls = getattr(errors, name)
+        assert int(code) == cls.kafka_code
+        assert (retriable == "yes") is cls.retriable
+        assert happened == (cls.__doc__ or "").splitlines()[0].rstrip(".")
+        assert ("TimeoutError" in to_do) is issubclass(cls, builtins.TimeoutError)
+
+
+@pytest.mark.parametrize("error", [errors.BufferFull("full"), errors.TimedOut("late")])
+def test_what_waited_too_long_is_a_timeout_error_too(error: ShmbrokerError) -> None:
+    assert isinstance(error, builtins.TimeoutError)
+    assert error.retriable

@@ -104,13 +104,51 @@ def test_sans_io_modules_know_no_sockets_memory_or_clock(place: str) -> None:
                 assert node.attr not in CLOCKS, f"{path}:{node.lineno} reads the clock"
 
 
-def test_import_shmbroker_is_light() -> None:
-    program = "import sys, shmbroker; print(*sys.modules)"
+def loaded_by(program: str) -> set[str]:
+    """The modules that a new interpreter has after `program`."""
+    program = f"import sys, shmbroker; {program}; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    loaded = {name.split(".")[0] for name in done.stdout.split()}
-    assert not loaded & set(HEAVY)
+    return set(done.stdout.split())
+
+
+def test_import_shmbroker_is_light() -> None:
+    loaded = loaded_by("pass")
+    assert {name for name in loaded if name.startswith("shmbroker")} == {
+        "shmbroker",
+        "shmbroker.errors",
+    }
+    assert not loaded & {*HEAVY, "asyncio", "logging", "orjson", "socket", "threading", "zmq"}
+
+
+def test_a_program_loads_only_what_it_uses() -> None:
+    sync = loaded_by("shmbroker.connect; shmbroker.Consumer")
+    assert not sync & {*HEAVY, "asyncio", "multiprocessing", "pyarrow", "sqlite3", "zmq"}
+    assert "shmbroker.aio" not in sync
+    loop = loaded_by("shmbroker.aio.connect; shmbroker.aio.Consumer")
+    assert not loop & {*HEAVY, "multiprocessing", "pyarrow", "sqlite3", "zmq"}
+
+
+def test_the_library_logs_under_its_name_alone_and_sets_no_handler() -> None:
+    program = """
+import logging, shmbroker
+shmbroker.connect, shmbroker.aio.connect, shmbroker.Producer
+mine = [n for n in logging.root.manager.loggerDict if n.startswith("shmbroker")]
+assert mine == ["shmbroker"], mine
+log = logging.getLogger("shmbroker")
+assert not log.handlers and not logging.root.handlers
+assert log.level == logging.NOTSET and log.propagate and not log.disabled
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    for path in modules():
+        if own_rank(path) != RANKS.index("client"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr == "getLogger":
+                assert 'logging.getLogger("shmbroker")' in path.read_text(encoding="utf-8")
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert node.func.attr not in ("addHandler", "basicConfig", "dictConfig")
 
 
 @pytest.mark.parametrize("name", ["workers", "perf"])

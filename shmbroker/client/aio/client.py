@@ -189,11 +189,20 @@ class Client(Admin):
                     await made.close()
                 except Exception as error:
                     failed = failed or error
-            await self._requests.run(self._sync.close)
+            await self._hang_up()
         finally:
             self._end()
         if failed is not None:
             raise failed
+
+    async def _hang_up(self) -> None:
+        closing = Worker(self._loop, "closing")  # the others may be waiting for the broker
+        try:
+            await closing.run(self._sync.close)
+            for worker in (self._requests, self._reading):
+                await worker.run(_nothing)  # what they did has ended with the attachment
+        finally:
+            closing.close()
 
     def _end(self) -> None:
         self._sync.close()
@@ -227,6 +236,10 @@ class Client(Admin):
 
     def __repr__(self) -> str:
         return f"<shmbroker.aio.Client of {self.instance!r}{', closed' if self._closed else ''}>"
+
+
+def _nothing() -> None:
+    """Has its turn when all before it had theirs."""
 
 
 __all__ = ["Client", "Connecting", "connect"]
