@@ -5,6 +5,7 @@ from typing import Final
 from shmbroker.perf.case import Case
 from shmbroker.perf.cases import (
     consume,
+    data,
     durable_one,
     idle,
     many_partitions,
@@ -22,6 +23,7 @@ ALL: Final[tuple[Case, ...]] = (
     *round_trip.CASES,
     *durable_one.CASES,
     *consume.CASES,
+    *data.CASES,
     *startup.CASES,
     *recovery.CASES,
     *idle.CASES,
