@@ -424,6 +424,20 @@ class DataDirVersion(ShmbrokerError):
     path: str = ""
 
 
+class SerializationError(ShmbrokerError):
+    """A program's serializer, deserializer or partitioner failed; `__cause__` says how.
+
+    On the way in nothing was sent. On the way out `record` is the record as it was read, and the
+    consumer goes on behind it.
+    """
+
+    kafka_code = 1029
+    topic: str = ""
+    partition: int = -1
+    offset: int = -1
+    record: Any = None
+
+
 class ConfigError(ShmbrokerError):
     """A configuration that can't be used: where, which key, and what is allowed."""
 
@@ -540,6 +554,7 @@ __all__ = [
     "PartitionOffline",
     "PartitionReadOnly",
     "RecordTooLarge",
+    "SerializationError",
     "ShmbrokerError",
     "TimedOut",
     "TopicExists",

@@ -6,6 +6,7 @@ from shmbroker.perf.case import Case
 from shmbroker.perf.cases import (
     cli_lines,
     consume,
+    data,
     durable_one,
     idle,
     many_partitions,
@@ -24,6 +25,7 @@ ALL: Final[tuple[Case, ...]] = (
     *durable_one.CASES,
     *consume.CASES,
     *cli_lines.CASES,
+    *data.CASES,
     *startup.CASES,
     *recovery.CASES,
     *idle.CASES,

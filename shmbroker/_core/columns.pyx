@@ -135,6 +135,8 @@ cdef Column slices_of(int64_t count, list owners):
 
 
 cdef Column column_of(object what, str role):
+    if isinstance(what, Column):
+        return what
     if PyList_CheckExact(what) or isinstance(what, tuple):
         return None
     if hasattr(what, "__arrow_c_array__"):
@@ -147,6 +149,8 @@ cdef Column column_of(object what, str role):
 
 
 cdef Column times_of(object what, str role):
+    if isinstance(what, Column):
+        return what
     if PyList_CheckExact(what) or isinstance(what, tuple):
         return None
     if hasattr(what, "__arrow_c_array__"):

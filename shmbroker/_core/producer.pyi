@@ -4,6 +4,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from typing_extensions import Buffer
 
+from shmbroker._core.columns import Column
+
 _Headers = Mapping[str, Buffer | None] | Iterable[tuple[str, Buffer | None]]
 
 class ArrowArray(Protocol):
@@ -12,7 +14,7 @@ class ArrowArray(Protocol):
 class ArrowStream(Protocol):
     def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
 
-Many = Sequence[Buffer | None] | Buffer | ArrowArray | ArrowStream
+Many = Sequence[Buffer | None] | Buffer | ArrowArray | ArrowStream | Column
 ManyTimes = Sequence[int | datetime] | Buffer | ArrowArray | ArrowStream
 
 DEFAULT_RING_BYTES: Final[int]

@@ -40,6 +40,7 @@ from shmbroker._core.batch cimport RecordBatch as KafkaBatch
 from shmbroker._core.columns cimport ArrowArray, ArrowSchema
 
 import os
+from importlib import import_module
 from threading import Lock, get_ident
 
 from shmbroker import errors

@@ -176,7 +176,7 @@ cdef object array_of(RecordBatch batch, dtype):
     cdef Values values = Values.__new__(Values)
     cdef Py_ssize_t width, size
     try:
-        import numpy
+        numpy = import_module("numpy")
     except ImportError as error:
         raise ImportError("batch.array() needs NumPy, which is not installed: pip install numpy; "
                           "batch.values() and batch.arrow() need nothing") from error

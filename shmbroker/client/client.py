@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from shmbroker.client.admin import Admin
 from shmbroker.client.connection import Connection
@@ -18,11 +18,30 @@ from shmbroker.errors import ForkedError, NoBroker
 from shmbroker.places import Places
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Literal
 
     from shmbroker.client.consumer import Consumer, Start
     from shmbroker.client.producer import Producer
+    from shmbroker.client.serializing import (
+        Deserializer,
+        DeserializingConsumer,
+        Partitioner,
+        Serializer,
+    )
+
+V = TypeVar("V")
+
+
+class _Reading(TypedDict, total=False):
+    """The options of `Client.consumer` beside the deserializers."""
+
+    partitions: list[int] | None
+    start: Start
+    isolation: Literal["durable", "appended"]
+    on_gap: Literal["error", "earliest"]
+    idle: Literal["adaptive", "spin", "park"]
 
 
 class _Closable(Protocol):
@@ -86,15 +105,52 @@ class Client(Admin):
         """Whether close() was called."""
         return self._connection.closed
 
-    def producer(self, **options: Any) -> Producer:
-        """A producer; its options are Producer's: acks, compression, linger_ms, max_block_ms …"""
-        self._connection.check()
-        from shmbroker.client.producer import Producer
+    def producer(
+        self,
+        *,
+        partitioner: Partitioner | None = None,
+        key_serializer: Serializer | None = None,
+        value_serializer: Serializer | None = None,
+        **options: Any,
+    ) -> Producer:
+        """A producer; its options are Producer's: acks, compression, linger_ms, max_block_ms …
 
-        made: Producer = Producer(self, **options)
+        `partitioner(topic, key, partitions)` chooses where no partition is named; the serializers
+        make buffers of what is sent as key and value (None stays None). What they raise comes as
+        SerializationError.
+        """
+        self._connection.check()
+        made: Producer
+        if partitioner is None and key_serializer is None and value_serializer is None:
+            from shmbroker.client.producer import Producer
+
+            made = Producer(self, **options)
+        else:
+            from shmbroker.client.serializing import SerializingProducer
+
+            made = SerializingProducer(
+                self,
+                partitioner=partitioner,
+                key_serializer=key_serializer,
+                value_serializer=value_serializer,
+                **options,
+            )
         self._made.add(made)
         return made
 
+    @overload
+    def consumer(
+        self,
+        *topics: str,
+        value_deserializer: Callable[[bytes], V],
+        key_deserializer: Deserializer | None = None,
+        **options: Unpack[_Reading],
+    ) -> DeserializingConsumer[V]: ...
+    @overload
+    def consumer(
+        self, *topics: str, key_deserializer: Deserializer, **options: Unpack[_Reading]
+    ) -> DeserializingConsumer[bytes]: ...
+    @overload
     def consumer(
         self,
         *topics: str,
@@ -103,18 +159,36 @@ class Client(Admin):
         isolation: Literal["durable", "appended"] = "durable",
         on_gap: Literal["error", "earliest"] = "error",
         idle: Literal["adaptive", "spin", "park"] = "adaptive",
+    ) -> Consumer: ...
+    def consumer(
+        self,
+        *topics: str,
+        partitions: list[int] | None = None,
+        start: Start = "latest",
+        isolation: Literal["durable", "appended"] = "durable",
+        on_gap: Literal["error", "earliest"] = "error",
+        idle: Literal["adaptive", "spin", "park"] = "adaptive",
+        key_deserializer: Deserializer | None = None,
+        value_deserializer: Callable[[bytes], Any] | None = None,
     ) -> Consumer:
         """A consumer of all (or the named) partitions of `topics`.
 
         `start`: "latest" (the end as it is now), "earliest", an offset (one partition only),
         {partition: offset} (one topic only), or a datetime. `isolation`: "durable" sees what is on
         stable storage, "appended" what the broker has. `on_gap`: what to do when retention took the
-        next record: OffsetOutOfRange, or go on at the earliest. `idle`: how it waits.
+        next record: OffsetOutOfRange, or go on at the earliest. `idle`: how it waits. With a
+        deserializer (a function of bytes) keys or values come decoded: DeserializingConsumer.
         """
         self._connection.check()
         from shmbroker.client.consumer import Consumer
 
-        made = Consumer(
+        kind, more = Consumer, dict[str, Any]()
+        if key_deserializer is not None or value_deserializer is not None:
+            from shmbroker.client.serializing import DeserializingConsumer
+
+            kind = DeserializingConsumer
+            more = {"key_deserializer": key_deserializer, "value_deserializer": value_deserializer}
+        made = kind(
             self,
             topics,
             partitions=partitions,
@@ -122,6 +196,7 @@ class Client(Admin):
             isolation=isolation,
             on_gap=on_gap,
             idle=idle,
+            **more,
         )
         self._made.add(made)
         return made

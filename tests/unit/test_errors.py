@@ -35,6 +35,7 @@ SAMPLES: list[ShmbrokerError] = [
     errors.PartitionReadOnly("t", 0, "damage at 4096"),
     errors.DataDirLocked("/d", 42),
     errors.ConfigError("unknown key", file="a.toml", line=3, key="x", allowed="y"),
+    errors.SerializationError("the value of t-1@7", topic="t", partition=1, offset=7),
     errors.DamagedLog("bad CRC", path="/d/t-0/0.log", position=4096),
 ]
 
