@@ -81,12 +81,13 @@ class Acceptor:
     def _start(self) -> None:
         state, places = self.state, self.options.places
         self.topics = Topics(
-            state.meta, state.plan, state.memory, places.data_dir, self.config.log, self
-        )
+            state.meta, state.plan, state.memory, places.data_dir, self.config.log, self,
+            self._tell_changed,
+        )  # fmt: skip
         self.sessions = Sessions(places.runtime_dir, state.boot_id.hex(), state.dir.data_dir_id)
         self.sessions.restore(state.memory.ingress_rings())
         state.memory.sweep_ingress(set(self.sessions.rings))
-        limit = state.plan.writers_limit
+        limit = state.writers_limit
         self.cores = cores_for_writers(state.cpus, limit, self.config.broker.pin)
 
         self.zmq = zmq.Context(io_threads=1)
@@ -94,7 +95,8 @@ class Acceptor:
         self.writers_socket = self._bind("workers", self._workers_readable)
         self.requests = ControlRequests(self)
         self.topics.resume()
-        self.need_writers(sorted(state.plan.writers | set(range(state.writers_at_start))))
+        at_start = min(state.writers_at_start, state.plan.writers_limit)
+        self.need_writers(sorted(state.plan.writers | set(range(at_start))))
         self.attach = AttachServer(
             places.socket_path("attach"), self.loop, self._on_attach, self._on_hangup
         )
@@ -236,6 +238,13 @@ class Acceptor:
             self.topics.told(writer, message.args)
 
     # Clients
+
+    def _tell_changed(self, topics: list[str]) -> None:
+        """Clients ask anew for these topics, those that missed an event for all they know."""
+        self.attach.tell_all(
+            messages.encode_event("topics", names=topics),
+            instead=messages.encode_event("topics", names=None),
+        )
 
     def _on_attach(self, connection: Connection, request: messages.Request) -> Mapping[str, Any]:
         if self.shutdown.begun:

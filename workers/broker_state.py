@@ -51,6 +51,7 @@ class BrokerState:
     plan: Plan
     boot_id: bytes
     cpus: tuple[int, ...]
+    writers_limit: int  # by configuration and cores; the plan's may be less (promises.py)
     writers_at_start: int
     adopted: bool
     _closed: bool = field(default=False)
@@ -81,8 +82,8 @@ class BrokerState:
             lock.share()
             undo.pop_all()
         return cls(
-            places, config, lock, instance_fd, data_dir, meta, memory, plan, boot, cpus, at_start,
-            adopted=bool(tables),
+            places, config, lock, instance_fd, data_dir, meta, memory, plan, boot, cpus, limit,
+            at_start, adopted=bool(tables),
         )  # fmt: skip
 
     def writer_spec(

@@ -58,6 +58,7 @@ class Writer:
         self._waiting: dict[int, int] = {}
         self._retry_set = False
         self._retained_at = 0.0
+        self._promises_due = False  # a topic went or was altered: less may be promised now
         self._threads: list[threading.Thread] = []
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -66,6 +67,7 @@ class Writer:
             "assign": self._assign,
             "unassign": self._unassign,
             "settings": self._settings,
+            "delete_records": self._delete_records,
             "attach_ingress": self._attach,
             "detach_ingress": self._detach,
             "status": self._status,
@@ -193,18 +195,29 @@ class Writer:
             shutil.rmtree(served.place.directory)
             sync_directory(os.path.dirname(served.place.directory))
         self._engine.free_slot(slot)
+        self._promises_due = True
         return {}
 
     def _settings(self, request: messages.Request) -> Mapping[str, Any]:
+        """Answered when they are in force."""
         served = self._served.get(request.arg("slot", int))
-        if served is not None and served.part is not None and served.log is not None:
+        if served is not None:
             settings = TopicSettings.from_kafka(
                 request.arg("settings", dict), self._spec.config.log
             )
-            served.log.set_settings(settings)
-            served.part.set_limits(settings.segment_bytes, settings.max_message_bytes)
             self._rings.promise(settings.largest_batch_bytes)
+            served.alter(settings, self._opener.reach(settings))
+            self._promises_due = True
         return {}
+
+    def _delete_records(self, request: messages.Request) -> Mapping[str, Any]:
+        """Answered when the new log start is durable; whole segments below are gone then too."""
+        slot = request.arg("slot", int)
+        served = self._served.get(slot)
+        if served is None:
+            raise errors.InvalidRequest(f"slot {slot} has no partition")
+        start = served.delete_records(request.arg("before_offset", int), _now_ms())
+        return {"log_start_offset": start}
 
     def _memory(self, request: messages.Request) -> Mapping[str, Any]:
         """Another writer came or went: this is the new share of the memory budget."""
@@ -436,9 +449,13 @@ class Writer:
         if now - self._retained_at >= RETENTION_S:
             self._retained_at = now
             self._rings.allow_growth()
+            if self._promises_due:
+                self._promises_due = False
+                found = (s.place.settings.largest_batch_bytes for s in self._served.values())
+                self._rings.promise(max(found, default=0), at_least=False)
             for served in self._served.values():
                 if served.part is not None and served.part.state in ("online", "no_space"):
-                    self._guard(served, partial(served.retain, int(time.time() * 1000)))
+                    self._guard(served, partial(served.retain, _now_ms()))
 
     def _checkpoint(self, now: float) -> None:
         """Keeps what a recovery would have to scan within checkpoint_bytes over all partitions, and
@@ -465,6 +482,10 @@ class Writer:
                 self._offline(served, error)
             else:
                 _log.warning("no disk space", partition=served.place.name, reason=str(error))
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def _as_full(served: Served, error: Exception) -> errors.DiskFull | None:

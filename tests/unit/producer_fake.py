@@ -204,6 +204,7 @@ class FakeConnection:
         self.epoch = Epoch()
         self.closed = False
         self.listeners: list[Any] = []
+        self.topic_listeners: set[Any] = set()
         self.back = threading.Event()
         self.back.set()
         self.pid = os.getpid()

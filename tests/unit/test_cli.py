@@ -17,8 +17,9 @@ from shmbroker.cli.status_view import size
 runner = CliRunner()
 
 COMMANDS = [
-    "up", "down", "status", "demo", "topic create", "topic list", "topic describe", "topic delete",
-    "produce", "consume", "log dump", "log repair", "config show", "config check",
+    "up", "down", "status", "demo", "topic create", "topic list", "topic describe", "topic alter",
+    "topic trim", "topic delete", "produce", "consume", "log dump", "log repair", "config show",
+    "config check",
 ]  # fmt: skip
 
 
@@ -58,6 +59,10 @@ def test_without_a_broker_the_exit_code_is_3_and_the_way_out_is_named(
         (["explode"], "explode"),
         (["topic", "create"], "topic create"),
         (["topic", "create", "t", "--config", "retention.ms"], "KEY=VALUE"),
+        (["topic", "alter", "t", "--config", "=7d"], "KEY=VALUE"),
+        (["topic", "alter", "t"], "nothing to alter"),
+        (["topic", "trim", "t", "--before", "yesterday"], "neither an offset"),
+        (["topic", "trim", "t", "--before", "7"], "use --yes"),
         (["topic", "delete", "t"], "--yes"),
         (["consume", "t", "--from", "yesterday"], "earliest"),
         (["consume", "t", "--format", "xml"], "json"),
