@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         RecordMetadata,
         connect,
     )
+    from shmbroker.embedded import embedded
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "RecordBatch",
     "RecordMetadata",
     "connect",
+    "embedded",
 ]
 _LAZY = frozenset(__all__)
 __all__ += errors.__all__
@@ -43,9 +45,14 @@ def __getattr__(name: str) -> Any:
     """Loads the client when one of its names is used first (PEP 562)."""
     if name not in _LAZY:
         raise AttributeError(f"module 'shmbroker' has no attribute {name!r}")
-    from shmbroker import client
+    if name == "embedded":  # not part of the client: it starts processes
+        from importlib import import_module
 
-    value = getattr(client, name)
+        value = import_module("shmbroker.embedded").embedded
+    else:
+        from shmbroker import client
+
+        value = getattr(client, name)
     globals()[name] = value
     return value
 

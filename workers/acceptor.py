@@ -33,6 +33,7 @@ from shmbroker.workers import logs
 from shmbroker.workers.broker_state import BrokerState
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop
+from shmbroker.workers.program import Owner
 from shmbroker.workers.requests import ControlRequests
 from shmbroker.workers.shutdown import Shutdown
 from shmbroker.workers.supervisor import Supervisor, Worker
@@ -53,6 +54,7 @@ class UpOptions:
     loaded: LoadedConfig
     ready_fd: int | None = None  # told {"pid": …} or {"error": …} once; the detached parent waits
     writer_module: str = WRITER_MODULE  # tests put a writer without an engine here
+    owner: Owner | None = None  # of an embedded broker
 
 
 class Acceptor:
@@ -100,6 +102,8 @@ class Acceptor:
         self.attach = AttachServer(
             places.socket_path("attach"), self.loop, self._on_attach, self._on_hangup
         )
+        if self.options.owner is not None:
+            self.loop.watch(self.options.owner.pidfd, self.shutdown.owner_gone)
         logs.configure()  # only now: the writers are starting meanwhile
         if self.sessions.clients:
             self.loop.after(CLAIM_GRACE_S, self._end_grace)

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import structlog
-
 from shmbroker import errors
 from shmbroker._core import engine as core
 from shmbroker.config import TopicSettings
 from shmbroker.log.iomode import IoMode
 from shmbroker.log.partition import PartitionLog
+from shmbroker.workers.logs import get_logger
 from shmbroker.workers.rings import Rings
 from shmbroker.workers.served import Assignment, Served
 
-_log = structlog.get_logger("shmbroker.writer")
+_log = get_logger("shmbroker.writer")
 _ALIVE = ("online", "no_space")
 
 

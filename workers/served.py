@@ -15,15 +15,14 @@ import errno
 import os
 from dataclasses import dataclass, field, replace
 
-import structlog
-
 from shmbroker import errors
 from shmbroker._core import engine as core
 from shmbroker.config import TopicSettings
 from shmbroker.log.partition import PartitionLog
+from shmbroker.workers.logs import get_logger
 from shmbroker.workers.rings import Rings
 
-_log = structlog.get_logger("shmbroker.writer")
+_log = get_logger("shmbroker.writer")
 
 
 @dataclass(frozen=True, slots=True)

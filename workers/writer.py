@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
-import structlog
 import zmq
 
 from shmbroker import errors
@@ -30,13 +29,15 @@ from shmbroker.control.datadir import lock_shared
 from shmbroker.control.plan import WriterSpec
 from shmbroker.log.files import FULL, disk_full, sync_directory
 from shmbroker.log.iomode import detect_io_mode
+from shmbroker.workers import logs
 from shmbroker.workers.lifecycle import adopt_parent
+from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop
 from shmbroker.workers.opening import Opener
 from shmbroker.workers.rings import Rings, require_budget
 from shmbroker.workers.served import Assignment, Served
 
-_log = structlog.get_logger("shmbroker.writer")
+_log = get_logger("shmbroker.writer")
 TICK_S: Final = 0.1
 RETRY_S: Final = 0.002  # what waits for memory or disk space is tried again after so long
 RETENTION_S: Final = 1.0
@@ -500,7 +501,7 @@ def _as_full(served: Served, error: Exception) -> errors.DiskFull | None:
 def main(spec: WriterSpec) -> None:
     """A writer process, from its start to its end."""
     adopt_parent(spec)
-    structlog.contextvars.bind_contextvars(process=f"writer-{spec.writer}")
+    logs.set_process(f"writer-{spec.writer}")
     ids = (bytes.fromhex(spec.boot_id), bytes.fromhex(spec.data_dir_id))
     lock = lock_shared(spec.data_dir)
     memory = spec.config.memory

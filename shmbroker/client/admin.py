@@ -176,9 +176,9 @@ class Admin:
         takes a setting back to the broker's default. `partitions`: how many there shall be, never
         fewer than there are; records with a key go by the new number from then on. Running
         producers take both over by themselves, within milliseconds. Raises UnknownTopic,
-        InvalidConfig, InvalidPartitions, MemoryBudget (a max.message.bytes that no ring could keep),
-        and then nothing has changed; TimedOut or another error that says "is altered" when the
-        broker has noted it and a writer does not follow yet. Durable when it returns.
+        InvalidConfig, InvalidPartitions, MemoryBudget (a max.message.bytes for which no ring has
+        room), and then nothing has changed; TimedOut or another error that says "is altered" when
+        the broker has noted it and a writer does not follow yet. Durable when it returns.
         """
         self._connection.check()
         answer = self._connection.request(
