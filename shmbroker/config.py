@@ -101,6 +101,8 @@ class LoggingSection:
     )
     format: Literal["text", "json"] = _key("text", "word", words=("text", "json"))
     file: str = _key("", "word", words=("",), free_text=True)
+    max_bytes: int = _key(16 * _MIB, "bytes", low=4 * _KIB, high=1 << 40)
+    keep: int = _key(4, "count", low=0, high=1000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,8 @@ def main(argv: list[str]) -> int:
     places = Places.find(given["instance"], data_dir=given["data_dir"], config=given.get("config"))
     try:
         loaded = load(places.config_file, flags=given.get("flags"))
-        options = UpOptions(places, loaded, fd, given.get("writer_module") or WRITER_MODULE, owner)
+        module = given.get("writer_module") or WRITER_MODULE
+        options = UpOptions(places, loaded, fd, module, owner, given.get("log_file"))
         return run(options)
     except errors.ShmbrokerError as error:
         _tell(fd, {"error": error.to_wire()})

@@ -33,7 +33,6 @@ from shmbroker.control.sharedmem import SharedMemory, boot_id
 BROKER_FILE: Final = "broker.json"
 INSTANCE_LOCK: Final = "up.lock"
 LOG_FILE: Final = "broker.log"
-_KEPT: Final = {LOG_FILE}
 _FLUSH_DEPTH: Final = 4
 
 
@@ -135,7 +134,7 @@ class BrokerState:
         self.meta.close()
         if unlink:
             for entry in self.places.runtime_dir.iterdir():
-                if entry.name not in _KEPT:
+                if not entry.name.startswith(LOG_FILE):  # its older pieces are broker.log.1 …
                     entry.unlink(missing_ok=True)
         os.close(self.instance_fd)
         self.lock.release()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from shmbroker import errors
 from shmbroker._core import shm
 from shmbroker.config import LoadedConfig, Places
+from shmbroker.workers import logfile
 from shmbroker.workers.program import Owner, command
 
 if TYPE_CHECKING:
@@ -57,10 +58,10 @@ def start(
     log = log_path(places, loaded)
     read, write = os.pipe2(os.O_CLOEXEC)
     try:
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        out = logfile.begin(log, loaded.config.logging.keep)
         try:
             process = subprocess.Popen(
-                command(places, write, writer_module, flags, owner),
+                command(places, write, writer_module, flags, owner, str(log)),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

@@ -28,6 +28,7 @@ def command(
     writer_module: str | None = None,
     flags: Mapping[str, Any] | None = None,
     owner: Owner | None = None,
+    log_file: str | None = None,
 ) -> list[str]:
     """Starts a broker for `places` that tells `ready_fd` when it is ready, or why it is not."""
     given = {
@@ -37,6 +38,7 @@ def command(
         "ready_fd": ready_fd,
         "writer_module": writer_module,
         "flags": dict(flags or {}),
+        "log_file": log_file,
         "owner": None
         if owner is None
         else [owner.pidfd, owner.lock_fd, owner.home, owner.keeps_data],

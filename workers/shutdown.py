@@ -68,6 +68,7 @@ class Shutdown:
         acceptor = self._acceptor
         drain_s = acceptor.config.broker.drain_s if drain_s is None else drain_s
         _log.info("stopping", why=why, drain_s=drain_s)
+        acceptor.notify.stopping(f"{why}: draining for at most {drain_s:g} s")
         acceptor.attach.tell_all(messages.encode_event("closing"))
         for writer, link in acceptor.links.items():
             self._undone[writer] = "did not answer"
@@ -113,10 +114,14 @@ class Shutdown:
             self._at_once(f"{', '.join(waiting)} did not exit", 1)
             return
         _log.info("stopping", waiting_for=waiting, at_most_s=max(0.0, self._left_s))
+        self._acceptor.notify.status(
+            f"waiting for {', '.join(waiting)}", extend_s=_SHOW_EVERY_S + _MARGIN_S
+        )
         self._acceptor.loop.after(_SHOW_EVERY_S, self._show)
 
     def _at_once(self, why: str, exit_code: int) -> None:
         _log.warning("stopping at once", why=why)
+        self._acceptor.notify.stopping(f"{why}: at once")
         self._acceptor.exit_code = exit_code
         supervisor = self._acceptor.supervisor
         supervisor.stop_restarting()

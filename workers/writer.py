@@ -29,7 +29,7 @@ from shmbroker.control.datadir import lock_shared
 from shmbroker.control.plan import WriterSpec
 from shmbroker.log.files import FULL, disk_full, sync_directory
 from shmbroker.log.iomode import detect_io_mode
-from shmbroker.workers import logs
+from shmbroker.workers import logfile, logs
 from shmbroker.workers.lifecycle import adopt_parent
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop
@@ -73,6 +73,7 @@ class Writer:
             "detach_ingress": self._detach,
             "status": self._status,
             "memory": self._memory,
+            "log": self._log_file,
             "stop": self._stop,
         }
 
@@ -223,6 +224,11 @@ class Writer:
     def _memory(self, request: messages.Request) -> Mapping[str, Any]:
         """Another writer came or went: this is the new share of the memory budget."""
         self._rings.budget_bytes = request.arg("log_memory_bytes", int)
+        return {}
+
+    def _log_file(self, request: messages.Request) -> Mapping[str, Any]:
+        """The broker's log goes on in a new file of that name."""
+        logfile.reopen(request.arg("path", str))
         return {}
 
     def _attach(self, request: messages.Request) -> Mapping[str, Any]:
