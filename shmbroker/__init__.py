@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         TopicPartition,
         connect,
     )
+    from shmbroker.embedded import embedded
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ __all__ = [
     "TopicInfo",
     "TopicPartition",
     "connect",
+    "embedded",
 ]
 _LAZY = frozenset(__all__)
 __all__ += errors.__all__
@@ -53,9 +55,14 @@ def __getattr__(name: str) -> Any:
         return import_module("shmbroker.aio")
     if name not in _LAZY:
         raise AttributeError(f"module 'shmbroker' has no attribute {name!r}")
-    from shmbroker import client
+    if name == "embedded":  # not part of the client: it starts processes
+        from importlib import import_module
 
-    value = getattr(client, name)
+        value = import_module("shmbroker.embedded").embedded
+    else:
+        from shmbroker import client
+
+        value = getattr(client, name)
     globals()[name] = value
     return value
 

@@ -101,6 +101,8 @@ class LoggingSection:
     )
     format: Literal["text", "json"] = _key("text", "word", words=("text", "json"))
     file: str = _key("", "word", words=("",), free_text=True)
+    max_bytes: int = _key(16 * _MIB, "bytes", low=4 * _KIB, high=1 << 40)
+    keep: int = _key(4, "count", low=0, high=1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,12 @@ def load(
     return LoadedConfig(config, sources)
 
 
+def is_configuration(variable: str) -> bool:
+    """Whether an environment variable of that name is (or is meant to be) a key of a section."""
+    section = variable.removeprefix(ENV_PREFIX).partition("_")[0].lower()
+    return variable.startswith(ENV_PREFIX) and section in _SECTIONS
+
+
 def _given(
     path: Path | None, env: Mapping[str, str], flags: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Source]]:
@@ -193,16 +201,14 @@ def _given(
     if path is not None:
         yield from _from_file(path)
     for name, text in sorted(env.items()):
-        section = name.removeprefix(ENV_PREFIX).partition("_")[0].lower()
         if name in _BY_ENV:
             yield _BY_ENV[name], text, Source("environment", name)
-        elif name.startswith(ENV_PREFIX) and section in _SECTIONS:
+        elif is_configuration(name):
+            section = name.removeprefix(ENV_PREFIX).partition("_")[0]
             raise ConfigError(
                 f"unknown variable{did_you_mean(name, _BY_ENV)}",
                 file=name,
-                allowed=", ".join(
-                    n for n in _BY_ENV if n.startswith(f"{ENV_PREFIX}{section.upper()}_")
-                ),
+                allowed=", ".join(n for n in _BY_ENV if n.startswith(f"{ENV_PREFIX}{section}_")),
             )
     for key, value in flags.items():
         if value is not None:
@@ -358,6 +364,7 @@ __all__ = [
     "Source",
     "SupervisionSection",
     "TopicSettings",
+    "is_configuration",
     "load",
     "shm_prefix",
 ]

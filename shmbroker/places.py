@@ -14,6 +14,10 @@ Each process makes the same link by itself, and the kernel resolves it in bind()
 it serves ZeroMQ's `ipc://` and plain Unix sockets alike. (`/proc/self/fd/N/name` would serve only
 the process that holds the descriptor, and could be handed to nobody.)
 
+An absolute path in the place of a name is an address: the runtime directory itself, for a broker
+that has no name and whose data lies beside (`embedded.py`). `connect(address)` and `--instance
+ADDRESS` reach it from any process of this user.
+
 Invariants: every directory here is owned by this user and closed to others (0700), or it is
 refused; an instance's name never begins with `~`, so links and instances don't meet.
 """
@@ -67,6 +71,8 @@ class Places:
             name, said = env.get("SHMBROKER_INSTANCE") or DEFAULT_INSTANCE, "SHMBROKER_INSTANCE"
         else:
             name, said = instance, "--instance"
+        if name.startswith("/"):
+            return cls._at(_absolute(name), data_dir, config, tmp_dir)
         if not _INSTANCE.fullmatch(name):
             raise ConfigError(
                 f"{name!r} can't be an instance's name",
@@ -82,6 +88,23 @@ class Places:
                 runtime / "shmbroker" / name if runtime else _private_root(tmp_dir) / name
             ),
             config_file=_config_file(name, config, env),
+            tmp_dir=tmp_dir,
+        )
+
+    @classmethod
+    def _at(
+        cls,
+        runtime_dir: Path,
+        data_dir: str | os.PathLike[str] | None,
+        config: str | os.PathLike[str] | None,
+        tmp_dir: Path,
+    ) -> Places:
+        """Those of an address: nothing of the environment counts but what was asked for."""
+        return cls(
+            instance=str(runtime_dir),
+            data_dir=_absolute(data_dir) if data_dir else runtime_dir.parent / "data",
+            runtime_dir=runtime_dir,
+            config_file=_absolute(config) if config else None,
             tmp_dir=tmp_dir,
         )
 

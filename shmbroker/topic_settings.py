@@ -89,21 +89,46 @@ class TopicSettings:
         Raises InvalidConfig, naming the setting, for an unknown name, a setting or a value of
         Kafka's that is not supported yet, and a value that is out of bounds. Not retriable.
         """
-        values = {_field(name): parse_setting(name, raw) for name, raw in settings.items()}
+        parsed = parse_settings(settings)
+        values: dict[str, Any] = {_field(name): value for name, value in parsed.items()}
         return replace(defaults or cls(), **values)
 
     def to_kafka(self) -> dict[str, int | str]:
         """All settings under Kafka's names."""
         return {_name(field.name): getattr(self, field.name) for field in fields(self)}
 
-    def differing_from(self, defaults: TopicSettings) -> dict[str, int | str]:
-        """Only what was set otherwise than `defaults`, under Kafka's names."""
-        theirs = defaults.to_kafka()
-        return {name: value for name, value in self.to_kafka().items() if value != theirs[name]}
+
+def parse_settings(settings: Mapping[str, Any]) -> dict[str, int | str]:
+    """Only what is named, under Kafka's names, each value parsed; raises InvalidConfig."""
+    return {name: parse_setting(name, raw) for name, raw in settings.items()}
 
 
 def parse_setting(name: str, raw: Any) -> Any:
     """The value of one setting; raises InvalidConfig that names it."""
+    rule = _rule(name)
+    try:
+        return rule.parse(raw)
+    except ValueError as error:
+        if raw in _LATER_VALUES.get(name, ()):
+            raise InvalidConfig(
+                f"{name}={raw} is not supported yet; allowed: {rule.allowed}", key=name
+            ) from None
+        raise InvalidConfig(f"{name}: {error}; allowed: {rule.allowed}", key=name) from None
+
+
+def altered(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, int | str]:
+    """What is set for a topic after `changes`; None takes a setting back. Raises InvalidConfig."""
+    found = dict(own)
+    for name, raw in changes.items():
+        if raw is None:
+            _rule(name)
+            found.pop(name, None)
+        else:
+            found[name] = parse_setting(name, raw)
+    return found
+
+
+def _rule(name: str) -> Rule:
     rule = TOPIC_RULES.get(name)
     if rule is None:
         if name in _LATER:
@@ -115,14 +140,7 @@ def parse_setting(name: str, raw: Any) -> Any:
             f"allowed: {', '.join(TOPIC_RULES)}",
             key=name,
         )
-    try:
-        return rule.parse(raw)
-    except ValueError as error:
-        if raw in _LATER_VALUES.get(name, ()):
-            raise InvalidConfig(
-                f"{name}={raw} is not supported yet; allowed: {rule.allowed}", key=name
-            ) from None
-        raise InvalidConfig(f"{name}: {error}; allowed: {rule.allowed}", key=name) from None
+    return rule
 
 
 def _field(name: str) -> str:
@@ -133,4 +151,4 @@ def _name(field: str) -> str:
     return field.replace("_", ".")
 
 
-__all__ = ["TOPIC_RULES", "TopicSettings", "parse_setting"]
+__all__ = ["TOPIC_RULES", "TopicSettings", "altered", "parse_setting", "parse_settings"]

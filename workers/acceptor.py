@@ -31,8 +31,11 @@ from shmbroker.control.plan import cores_for_writers
 from shmbroker.control.sessions import Ring, Sessions
 from shmbroker.workers import logs
 from shmbroker.workers.broker_state import BrokerState
+from shmbroker.workers.logfile import LogFile
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop
+from shmbroker.workers.notify import Notify
+from shmbroker.workers.program import Owner
 from shmbroker.workers.requests import ControlRequests
 from shmbroker.workers.shutdown import Shutdown
 from shmbroker.workers.supervisor import Supervisor, Worker
@@ -53,6 +56,8 @@ class UpOptions:
     loaded: LoadedConfig
     ready_fd: int | None = None  # told {"pid": …} or {"error": …} once; the detached parent waits
     writer_module: str = WRITER_MODULE  # tests put a writer without an engine here
+    owner: Owner | None = None  # of an embedded broker
+    log_file: str | None = None  # what standard error leads to, for a detached broker
 
 
 class Acceptor:
@@ -68,6 +73,7 @@ class Acceptor:
         self.workers: dict[int, Worker] = {}
         self.on_ready: list[Any] = []
         self._hellos: dict[bytes, int] = {}  # ZeroMQ identity -> writer
+        self.notify = Notify()
         self.shutdown = Shutdown(self)
         self.loop.signals({signal.SIGTERM, signal.SIGINT}, self.shutdown.on_signal)
         self.supervisor = Supervisor(self.loop, self.config.supervision, self._worker_gone)
@@ -81,12 +87,13 @@ class Acceptor:
     def _start(self) -> None:
         state, places = self.state, self.options.places
         self.topics = Topics(
-            state.meta, state.plan, state.memory, places.data_dir, self.config.log, self
-        )
+            state.meta, state.plan, state.memory, places.data_dir, self.config.log, self,
+            self._tell_changed,
+        )  # fmt: skip
         self.sessions = Sessions(places.runtime_dir, state.boot_id.hex(), state.dir.data_dir_id)
         self.sessions.restore(state.memory.ingress_rings())
         state.memory.sweep_ingress(set(self.sessions.rings))
-        limit = state.plan.writers_limit
+        limit = state.writers_limit
         self.cores = cores_for_writers(state.cpus, limit, self.config.broker.pin)
 
         self.zmq = zmq.Context(io_threads=1)
@@ -94,10 +101,16 @@ class Acceptor:
         self.writers_socket = self._bind("workers", self._workers_readable)
         self.requests = ControlRequests(self)
         self.topics.resume()
-        self.need_writers(sorted(state.plan.writers | set(range(state.writers_at_start))))
+        at_start = min(state.writers_at_start, state.plan.writers_limit)
+        self.need_writers(sorted(state.plan.writers | set(range(at_start))))
         self.attach = AttachServer(
             places.socket_path("attach"), self.loop, self._on_attach, self._on_hangup
         )
+        if self.options.owner is not None:
+            self.loop.watch(self.options.owner.pidfd, self.shutdown.owner_gone)
+        if self.options.log_file is not None:
+            says = self.config.logging
+            LogFile(self.options.log_file, says.max_bytes, says.keep, self.loop, self._new_log_file)
         logs.configure()  # only now: the writers are starting meanwhile
         if self.sessions.clients:
             self.loop.after(CLAIM_GRACE_S, self._end_grace)
@@ -158,6 +171,7 @@ class Acceptor:
         if not self.ready and all(link.state == "ready" for link in self.links.values()):
             self.ready = True
             self.state.write_broker_file(self.describe())
+            self.notify.ready(f"up, data in {self.options.places.data_dir}")
             for told in self.on_ready:
                 told()
 
@@ -177,6 +191,10 @@ class Acceptor:
 
     def _log_memory_bytes(self) -> int:
         return self.state.memory.log_memory_bytes(max(1, len(self.state.plan.writers)))
+
+    def _new_log_file(self) -> None:
+        for link in self.links.values():
+            link.request("log", {"path": self.options.log_file}, _ignore)
 
     def _worker_gone(self, worker: Worker) -> None:
         for writer, mine in self.workers.items():
@@ -236,6 +254,13 @@ class Acceptor:
             self.topics.told(writer, message.args)
 
     # Clients
+
+    def _tell_changed(self, topics: list[str]) -> None:
+        """Clients ask anew for these topics, those that missed an event for all they know."""
+        self.attach.tell_all(
+            messages.encode_event("topics", names=topics),
+            instead=messages.encode_event("topics", names=None),
+        )
 
     def _on_attach(self, connection: Connection, request: messages.Request) -> Mapping[str, Any]:
         if self.shutdown.begun:

@@ -11,13 +11,16 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from shmbroker import errors
 from shmbroker.config import Places, load
+from shmbroker.control import scratch
 from shmbroker.workers.acceptor import WRITER_MODULE, Acceptor, UpOptions
 from shmbroker.workers.lifecycle import raise_file_limit, set_title
 from shmbroker.workers.logs import set_level
+from shmbroker.workers.program import Owner
 from shmbroker.workers.supervisor import end_resource_tracker
 
 
@@ -28,6 +31,8 @@ def run(options: UpOptions, on_ready: Callable[[Acceptor], None] | None = None) 
     set_level(logging.level, logging.format if asked else None)
     raise_file_limit()
     set_title(f"shmbroker {options.places.instance}: acceptor")
+    if options.owner is None:
+        scratch.sweep()  # what embedded brokers left that were killed with their programs
     acceptor = Acceptor(options)
     if on_ready is not None:
         acceptor.on_ready.append(lambda: on_ready(acceptor))
@@ -44,23 +49,22 @@ def main(argv: list[str]) -> int:
     """The detached broker's program."""
     given: dict[str, Any] = json.loads(argv[1])
     fd: int = given["ready_fd"]
-    os.set_inheritable(fd, False)
+    owner = Owner(*given["owner"]) if given.get("owner") else None
+    for inherited in (fd, *((owner.pidfd, owner.lock_fd) if owner else ())):
+        os.set_inheritable(inherited, False)
+    places = Places.find(given["instance"], data_dir=given["data_dir"], config=given.get("config"))
     try:
-        places = Places.find(
-            given["instance"], data_dir=given["data_dir"], config=given.get("config")
-        )
-        loaded = load(places.config_file)
-        options = UpOptions(
-            places,
-            loaded,
-            fd,
-            given.get("writer_module") or WRITER_MODULE,
-        )
+        loaded = load(places.config_file, flags=given.get("flags"))
+        module = given.get("writer_module") or WRITER_MODULE
+        options = UpOptions(places, loaded, fd, module, owner, given.get("log_file"))
         return run(options)
     except errors.ShmbrokerError as error:
         _tell(fd, {"error": error.to_wire()})
         print(error, file=sys.stderr)
         return 1
+    finally:
+        if owner is not None:
+            scratch.remove(Path(owner.home))
 
 
 def _tell(fd: int, message: dict[str, Any]) -> None:

@@ -33,7 +33,6 @@ from shmbroker.control.sharedmem import SharedMemory, boot_id
 BROKER_FILE: Final = "broker.json"
 INSTANCE_LOCK: Final = "up.lock"
 LOG_FILE: Final = "broker.log"
-_KEPT: Final = {LOG_FILE}
 _FLUSH_DEPTH: Final = 4
 
 
@@ -51,6 +50,7 @@ class BrokerState:
     plan: Plan
     boot_id: bytes
     cpus: tuple[int, ...]
+    writers_limit: int  # by configuration and cores; the plan's may be less (promises.py)
     writers_at_start: int
     adopted: bool
     _closed: bool = field(default=False)
@@ -81,8 +81,8 @@ class BrokerState:
             lock.share()
             undo.pop_all()
         return cls(
-            places, config, lock, instance_fd, data_dir, meta, memory, plan, boot, cpus, at_start,
-            adopted=bool(tables),
+            places, config, lock, instance_fd, data_dir, meta, memory, plan, boot, cpus, limit,
+            at_start, adopted=bool(tables),
         )  # fmt: skip
 
     def writer_spec(
@@ -134,7 +134,7 @@ class BrokerState:
         self.meta.close()
         if unlink:
             for entry in self.places.runtime_dir.iterdir():
-                if entry.name not in _KEPT:
+                if not entry.name.startswith(LOG_FILE):  # its older pieces are broker.log.1 …
                     entry.unlink(missing_ok=True)
         os.close(self.instance_fd)
         self.lock.release()

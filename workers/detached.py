@@ -13,14 +13,15 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from shmbroker import errors
 from shmbroker._core import shm
 from shmbroker.config import LoadedConfig, Places
-from shmbroker.workers.program import command
+from shmbroker.workers import logfile
+from shmbroker.workers.program import Owner, command
 
 if TYPE_CHECKING:
     from shmbroker.client import Client
@@ -43,25 +44,31 @@ def start(
     *,
     limit_s: float = READY_LIMIT_S,
     writer_module: str | None = None,
+    flags: Mapping[str, Any] | None = None,
+    env: Mapping[str, str] | None = None,
+    owner: Owner | None = None,
 ) -> int:
     """Starts a broker in a session of its own; returns its pid once it is ready.
 
-    Raises the reason why it could not start, or TimedOut; a broker that is merely slow goes on.
+    `flags`: {"broker.drain_s": value} over file and environment; `env`: instead of ours; `owner`:
+    the broker ends with it. Raises the reason why it could not start, or TimedOut; a broker that is
+    merely slow goes on.
     """
     places.make_runtime_dir()
     log = log_path(places, loaded)
     read, write = os.pipe2(os.O_CLOEXEC)
     try:
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        out = logfile.begin(log, loaded.config.logging.keep)
         try:
             process = subprocess.Popen(
-                command(places, write, writer_module),
+                command(places, write, writer_module, flags, owner, str(log)),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                pass_fds=[write],
+                pass_fds=[write, *([owner.pidfd, owner.lock_fd] if owner else [])],
                 start_new_session=True,
                 cwd="/",
+                env=env,
             )
         finally:
             os.close(out)

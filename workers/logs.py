@@ -14,6 +14,7 @@ from typing import Any, Final
 _LEVEL: Final = "_SHMBROKER_LOG_LEVEL"  # in the environment, so that workers take it over
 _FORM: Final = "_SHMBROKER_LOG_FORMAT"
 _configured = False
+_process = ""
 
 
 class LazyLogger:
@@ -37,6 +38,16 @@ def get_logger(name: str) -> Any:
     return LazyLogger(name)
 
 
+def set_process(name: str) -> None:
+    """Says in every line from now on which process it is from."""
+    global _process
+    _process = name
+
+
+def _add_process(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    return event | {"process": _process} if _process else event
+
+
 def set_level(level: str, form: str | None = None) -> None:
     """The least level that is logged, here and in workers started from now on.
 
@@ -47,18 +58,33 @@ def set_level(level: str, form: str | None = None) -> None:
         os.environ[_FORM] = form
 
 
+def _import_structlog() -> Any:
+    """structlog without rich, which takes twice as long to load as everything else and would only
+    paint tracebacks."""
+    hidden = "rich" not in sys.modules
+    modules: dict[str, Any] = sys.modules
+    if hidden:
+        modules["rich"] = None  # its import fails, as where it is not installed
+    try:
+        import structlog
+
+        return structlog
+    finally:
+        if hidden:
+            del modules["rich"]
+
+
 def configure() -> None:
     """Imports and configures structlog; a second call does nothing."""
     global _configured
     if _configured:
         return
     _configured = True
-    import structlog
-
+    structlog = _import_structlog()
     colors = sys.stderr.isatty()
     text = os.environ.get(_FORM, "text" if colors else "json") == "text"
     processors: list[Any] = [
-        structlog.contextvars.merge_contextvars,
+        _add_process,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(
             fmt="%Y-%m-%d %H:%M:%S.%f" if text else "iso", utc=not text

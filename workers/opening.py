@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import structlog
-
 from shmbroker import errors
 from shmbroker._core import engine as core
+from shmbroker.config import TopicSettings
 from shmbroker.log.iomode import IoMode
 from shmbroker.log.partition import PartitionLog
+from shmbroker.workers.logs import get_logger
 from shmbroker.workers.rings import Rings
 from shmbroker.workers.served import Assignment, Served
 
-_log = structlog.get_logger("shmbroker.writer")
+_log = get_logger("shmbroker.writer")
 _ALIVE = ("online", "no_space")
 
 
@@ -59,9 +59,9 @@ class Opener:
             self._discard(slot, info)
             self._engine.free_slot(slot)
 
-    def _reach(self, place: Assignment) -> int:
+    def reach(self, settings: TopicSettings) -> int:
         """The most that one write covers: a batch larger than flush_max_bytes goes out whole."""
-        largest = max(self._flush_max_bytes, place.settings.max_message_bytes)
+        largest = max(self._flush_max_bytes, settings.max_message_bytes)
         return largest + 2 * self._io_mode.unit
 
     def _log_of(self, place: Assignment, known_durable: tuple[int, int] | None) -> PartitionLog:
@@ -72,7 +72,7 @@ class Opener:
             place.partition,
             place.settings,
             self._io_mode,
-            write_reach_bytes=self._reach(place),
+            write_reach_bytes=self.reach(place.settings),
             known_durable=known_durable,
             create=True,
         )
@@ -93,6 +93,7 @@ class Opener:
         engine, slot = self._engine, place.slot
         engine.settle_slot(slot)
         info = engine.slot_info(slot)
+        self._rings.unlink_stray(slot, info["generation"] + 1)  # made, and not yet put in
         if info["state"] not in _ALIVE or info["topic_id"].hex() != place.topic_id:
             self._discard(slot, info)
             return None

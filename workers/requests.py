@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from shmbroker import errors
 from shmbroker.control import messages
 from shmbroker.control.sessions import Client, Ring
-from shmbroker.workers import status
+from shmbroker.workers import alteration, status
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.topics import Answer
 
@@ -33,7 +33,9 @@ class ControlRequests:
         self._ops: Mapping[str, Callable[[Client, messages.Request, Answer], None]] = {
             "metadata": self._metadata,
             "create_topic": self._create_topic,
+            "alter_topic": self._alter_topic,
             "delete_topic": self._delete_topic,
+            "delete_records": self._delete_records,
             "init_producer": self._init_producer,
             "open_ingress": self._open_ingress,
             "close_ingress": self._close_ingress,
@@ -90,6 +92,24 @@ class ControlRequests:
     def _delete_topic(self, _client: Client, request: messages.Request, answer: Answer) -> None:
         self._acceptor.topics.delete(request.arg("name", str), answer)
 
+    def _alter_topic(self, _client: Client, request: messages.Request, answer: Answer) -> None:
+        alteration.alter(
+            self._acceptor.topics,
+            self._acceptor.state.meta,
+            request.arg("name", str),
+            request.optional("config", dict) or {},
+            request.optional("partitions", int),
+            answer,
+        )
+
+    def _delete_records(self, _client: Client, request: messages.Request, answer: Answer) -> None:
+        alteration.delete_records(
+            self._acceptor.topics,
+            request.arg("topic", str),
+            request.arg("before_offsets", dict),
+            answer,
+        )
+
     def _init_producer(self, _client: Client, _request: messages.Request, answer: Answer) -> None:
         answer({"producer_id": self._acceptor.state.meta.allocate_producer_id(), "epoch": 0})
 
@@ -104,9 +124,7 @@ class ControlRequests:
         if asked < 0 or slots < 0:
             raise errors.InvalidRequest(f"capacity {asked} and slots {slots} must be 0 or more")
         ingress = acceptor.sessions.next_ingress()
-        capacity, slots = acceptor.state.memory.make_ingress(
-            ingress, client.pid, asked, slots, acceptor.topics.largest_batch_bytes()
-        )
+        capacity, slots = acceptor.state.memory.make_ingress(ingress, client.pid, asked, slots)
         ring = Ring(ingress, client.client, writer, capacity, slots)
         acceptor.sessions.add_ring(client, ring)
 

@@ -22,6 +22,7 @@ from shmbroker import errors
 from shmbroker._core import shm
 from shmbroker._core.engine import Engine, Partition
 from shmbroker.config import MemorySection
+from shmbroker.control.sharedmem import log_bytes_for
 
 IDLE_S: Final = 0.02  # a ring without an append for so long may be taken away
 DRAIN_S: Final = 5.0  # the longest wait for a drain; then it is tried again later
@@ -150,6 +151,8 @@ class Rings:
 
     def _replace(self, part: Partition, capacity: int, tail: bytes | None) -> None:
         generation = part.generation + 1
+        # A writer that was killed between the next two steps has left one under this name.
+        self.unlink_stray(part.slot, generation)
         made = shm.create(
             self.name(part.slot, generation),
             shm.KIND_LOG,
@@ -185,10 +188,10 @@ class Rings:
                 return True
         return False
 
-    def promise(self, largest_batch_bytes: int) -> None:
-        """Holds back what a ring for such a batch takes, if nothing larger is promised already."""
-        ring = shm.log_bytes(_power(largest_batch_bytes + shm.PAGE_BYTES))
-        self.promised_bytes = max(self.promised_bytes, ring)
+    def promise(self, largest_batch_bytes: int, *, at_least: bool = True) -> None:
+        """Holds back what a ring for such a batch takes; with `at_least` more stays held back."""
+        ring = log_bytes_for(largest_batch_bytes)
+        self.promised_bytes = max(self.promised_bytes, ring) if at_least else ring
 
     def _fits(self, needed: int, part: Partition) -> bool:
         """What is held back is there for batches that no smallest ring can take."""

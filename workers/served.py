@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass, field
-
-import structlog
+from dataclasses import dataclass, field, replace
 
 from shmbroker import errors
 from shmbroker._core import engine as core
 from shmbroker.config import TopicSettings
 from shmbroker.log.partition import PartitionLog
+from shmbroker.workers.logs import get_logger
 from shmbroker.workers.rings import Rings
 
-_log = structlog.get_logger("shmbroker.writer")
+_log = get_logger("shmbroker.writer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +153,28 @@ class Served:
             part.roll_due(base)
             if not log.has_next:
                 self.prepare_next()
+
+    def alter(self, settings: TopicSettings, reach_bytes: int) -> None:
+        """Goes on under other settings. What recovery has to know of them (how far one write
+        reaches) is durable before a batch comes that needs it."""
+        if self.log is not None:
+            self.log.set_settings(settings, reach_bytes)
+        self.place = replace(self.place, settings=settings)
+        if self.part is not None:
+            limits = settings.segment_bytes, settings.max_message_bytes
+            self.part.set_limits(*limits, settings.index_interval_bytes)
+
+    def delete_records(self, before_offset: int, now_ms: int) -> int:
+        """Moves the log start offset up to before_offset, at most to the durable end (-1: there),
+        durably, and retires what is whole below it. Returns the log start offset."""
+        log, part = self._both()
+        durable = part.durable()[2]
+        wanted = durable if before_offset < 0 else min(before_offset, durable)
+        if wanted > log.log_start_offset:
+            self.checkpoint()  # recovery must not begin below the log start
+            part.set_log_start(log.delete_records(wanted, durable))
+            self.retain(now_ms)
+        return log.log_start_offset
 
     def fail(self) -> None:
         """The engine has put it offline after a failed write: says so."""

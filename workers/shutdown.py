@@ -2,7 +2,8 @@
 
 In order (SIGTERM, the first SIGINT, `shutdown`): clients are told, every writer drains for at most
 `drain_s`, syncs, marks its logs clean, answers and exits. At once (a second SIGINT): SIGKILL.
-Shared memory is unlinked only after the former; otherwise it stays, and the next `up` adopts it.
+Shared memory is unlinked only after the former; otherwise it stays, and the next `up` adopts it,
+but for an embedded broker without data to keep, of which nothing stays.
 """
 
 from __future__ import annotations
@@ -34,10 +35,30 @@ class Shutdown:
     def on_signal(self, signum: int) -> None:
         """SIGTERM and SIGINT stop; SIGINT while stopping stops at once."""
         name = signal.Signals(signum).name
-        if not self.begun:
+        owner = self._acceptor.options.owner
+        if owner is not None and not owner.keeps_data:
+            self.discard(name)
+        elif not self.begun:
             self.begin(name, None)
         elif signum == signal.SIGINT:
             self._at_once("a second Ctrl+C", 130)
+
+    def owner_gone(self) -> None:
+        """The program that this embedded broker belongs to has ended, however: so does the broker,
+        in order if its data outlives it, otherwise at once."""
+        owner = self._acceptor.options.owner
+        assert owner is not None
+        self._acceptor.loop.unwatch(owner.pidfd)
+        if owner.keeps_data:
+            self.begin("its program is gone", None)
+        else:
+            self.discard("its program is gone")
+
+    def discard(self, why: str) -> None:
+        """Ends a broker of which nothing is to stay: nothing is drained, nothing is adopted."""
+        self.begun = True
+        self._undone.clear()
+        self._at_once(why, 0)
 
     def begin(self, why: str, drain_s: float | None) -> None:
         """Starts to stop; once."""
@@ -47,6 +68,7 @@ class Shutdown:
         acceptor = self._acceptor
         drain_s = acceptor.config.broker.drain_s if drain_s is None else drain_s
         _log.info("stopping", why=why, drain_s=drain_s)
+        acceptor.notify.stopping(f"{why}: draining for at most {drain_s:g} s")
         acceptor.attach.tell_all(messages.encode_event("closing"))
         for writer, link in acceptor.links.items():
             self._undone[writer] = "did not answer"
@@ -92,10 +114,14 @@ class Shutdown:
             self._at_once(f"{', '.join(waiting)} did not exit", 1)
             return
         _log.info("stopping", waiting_for=waiting, at_most_s=max(0.0, self._left_s))
+        self._acceptor.notify.status(
+            f"waiting for {', '.join(waiting)}", extend_s=_SHOW_EVERY_S + _MARGIN_S
+        )
         self._acceptor.loop.after(_SHOW_EVERY_S, self._show)
 
     def _at_once(self, why: str, exit_code: int) -> None:
         _log.warning("stopping at once", why=why)
+        self._acceptor.notify.stopping(f"{why}: at once")
         self._acceptor.exit_code = exit_code
         supervisor = self._acceptor.supervisor
         supervisor.stop_restarting()

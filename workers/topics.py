@@ -1,5 +1,7 @@
 """Topics: made, looked up and deleted, in the store first, then in the writers.
 
+What changes of a topic that is there is `alteration.py`.
+
 Invariants: a topic is durable in `meta.db` before any writer hears of it, and marked as going
 there before its first file is removed; a deletion that a crash cut short goes on at the next
 `up`; the state behind `reason` is the writer's own word.
@@ -20,13 +22,15 @@ from shmbroker.control.datadir import sync_dir
 from shmbroker.control.meta import MAX_PARTITIONS, MetaStore, Topic, check_topic_name
 from shmbroker.control.plan import Place, Plan
 from shmbroker.control.sharedmem import SharedMemory
+from shmbroker.topic_settings import parse_settings
 from shmbroker.workers.logs import get_logger
+from shmbroker.workers.promises import Promises
 from shmbroker.workers.writer_link import OnDone
 
 _log = get_logger("shmbroker.topics")
-_PAGE_BYTES = 64 << 10
 
 Answer = Callable[[Mapping[str, Any] | BaseException], None]
+OnAll = Callable[[list[errors.ShmbrokerError]], None]
 
 
 class Writers(Protocol):
@@ -47,18 +51,25 @@ class Topics:
         data_dir: Path,
         defaults: TopicSettings,
         writers: Writers,
+        tell: Callable[[list[str]], None],
     ) -> None:
         self._meta, self._plan, self._memory = meta, plan, memory
-        self._data_dir, self._defaults, self._writers = data_dir, defaults, writers
+        self._data_dir, self._writers, self.defaults = data_dir, writers, defaults
+        self._tell = tell  # clients: these topics have changed
         self._by_name: dict[str, Topic] = {topic.name: topic for topic in meta.topics()}
         self._reasons: dict[tuple[int, int], tuple[str, str]] = {}  # (writer, slot) -> state, text
+        # By id: as clients see it while so many alterations are on their way to its writers.
+        self._shown: dict[str, tuple[Topic, int]] = {}
+        self._promises = Promises(memory, plan)
+        self._promises.put((name, self.settings(topic)) for name, topic in self._by_name.items())
+        self._promises.tell_broken()
 
     def resume(self) -> None:
         """After `up`: places for partitions that have none, and deletions that were cut short."""
         for topic in self._by_name.values():
             have = {place.partition for place in self._plan.of_topic(topic.topic_id)}
             missing = [p for p in range(topic.partitions) if p not in have]
-            places = self._place(topic, missing)
+            places = self.place(topic, missing)
             self._writers.need_writers({place.writer for place in places})
         for topic in self._meta.topics_being_deleted():
             self._remove_directories(topic)
@@ -83,55 +94,77 @@ class Topics:
             raise errors.InvalidPartitions(
                 f"topic {name!r} can't have {partitions} partitions; allowed: 1 to {MAX_PARTITIONS}"
             )
-        settings = TopicSettings.from_kafka(config, self._defaults)
-        self._check_promise(name, settings)
-        own = settings.differing_from(self._defaults)
-        with self._meta.transaction():  # undone if the tables have no room
-            topic = self._meta.create_topic(name, partitions, own)
-            places = self._place(topic, range(partitions))
+        own = parse_settings(config)
+        settings = TopicSettings.from_kafka(own, self.defaults)
+        self._promises.check(name, settings)
+        self._promises.put([(name, settings)])
+        try:
+            with self._meta.transaction():  # undone if the tables have no room
+                topic = self._meta.create_topic(name, partitions, own)
+                places = self.place(topic, range(partitions))
+        except BaseException:
+            self._promises.drop(name)
+            raise
         self._by_name[name] = topic
-        self._writers.need_writers({place.writer for place in places})
 
-        failures: list[errors.ShmbrokerError] = []
-        left = len(places)
-
-        def assigned(place: Place, reply: messages.Reply) -> None:
-            nonlocal left
-            left -= 1
-            error = reply.error or self._state_error(place, reply.ok)
-            if error is not None:
-                failures.append(error)
-            if left:
-                return
+        def assigned(failures: list[errors.ShmbrokerError]) -> None:
             if not failures:
                 answer({"topics": self.metadata([name])})
                 return
             _log.error("topic not created", topic=name, cause=str(failures[0]))
             self._delete(topic, lambda _: answer(failures[0]))
 
+        self.assign(places, assigned)
+
+    def place(self, topic: Topic, partitions: Iterable[int]) -> list[Place]:
+        """Places for partitions that have none; raises InvalidPartitions if the tables are full."""
+        return self._plan.place(topic.topic_id, topic.name, partitions, self._memory.slot_epoch)
+
+    def assign(self, places: list[Place], then: OnAll) -> None:
+        """Has the writers open new partitions, and calls back when all have answered."""
+        self._writers.need_writers({place.writer for place in places})
+        self.ask_all(places, "assign", self.assign_args, self._state_error, then)
+
+    def ask_all(
+        self,
+        places: list[Place],
+        op: str,
+        args: Callable[[Place], dict[str, Any]],
+        look: Callable[[Place, Mapping[str, Any]], errors.ShmbrokerError | None],
+        then: OnAll,
+    ) -> None:
+        """One request a place; `look` judges an answer. Calls `then` with all errors, once."""
+        failures: list[errors.ShmbrokerError] = []
+        left = len(places)
+
+        def answered(place: Place, reply: messages.Reply) -> None:
+            nonlocal left
+            left -= 1
+            error = reply.error or look(place, reply.ok)
+            if error is not None:
+                failures.append(error)
+            if not left:
+                then(failures)
+
         for place in places:
-            self._writers.ask(
-                place.writer,
-                "assign",
-                self.assign_args(place),
-                partial(assigned, place),
-            )
+            self._writers.ask(place.writer, op, args(place), partial(answered, place))
+        if not places:
+            then(failures)
 
     def delete(self, name: str, answer: Answer) -> None:
         """Answers {} once the topic's files are gone."""
-        if name not in self._by_name:
-            raise errors.UnknownTopic(name)
-        self._delete(self._by_name[name], answer)
+        self._delete(self.get(name), answer)
 
     def metadata(self, names: Iterable[str] | None) -> dict[str, Any]:
         """By name: id, settings in force, and where each partition is served."""
         topics = self._by_name if names is None else {n: self._by_name.get(n) for n in names}
         found: dict[str, Any] = {}
-        for name, topic in sorted(topics.items()):
-            if topic is not None:
+        for name, now in sorted(topics.items()):
+            if now is not None:
+                topic, _ = self._shown.get(now.topic_id, (now, 0))
                 found[name] = {
                     "id": topic.topic_id,
-                    "config": self._settings(topic).to_kafka(),
+                    "config": self.settings(topic).to_kafka(),
                     "partitions": [
                         {
                             "partition": place.partition,
@@ -140,16 +173,25 @@ class Topics:
                             "slot_epoch": place.slot_epoch,
                             "directory": self._directory(place.topic, place.partition),
                         }
-                        for place in self._plan.of_topic(topic.topic_id)
+                        for place in self._plan.of_topic(topic.topic_id)[: topic.partitions]
                     ],
                 }
         return found
 
-    def state(self, name: str, partition: int) -> dict[str, str]:
-        """State and reason of a partition; raises UnknownTopic."""
+    def get(self, name: str) -> Topic:
+        """The topic as it is in the store; raises UnknownTopic."""
         topic = self._by_name.get(name)
         if topic is None:
             raise errors.UnknownTopic(name)
+        return topic
+
+    def places_of(self, topic: Topic) -> list[Place]:
+        """Where its partitions are served, in order."""
+        return self._plan.of_topic(topic.topic_id)
+
+    def state(self, name: str, partition: int) -> dict[str, str]:
+        """State and reason of a partition; raises UnknownTopic."""
+        topic = self.get(name)
         for place in self._plan.of_topic(topic.topic_id):
             if place.partition == partition:
                 return self.place_state(place)
@@ -185,7 +227,7 @@ class Topics:
             "topic_id": place.topic_id,
             "partition": place.partition,
             "directory": self._directory(place.topic, place.partition),
-            "settings": self._settings(self._by_name[place.topic]).to_kafka(),
+            "settings": self.settings(self._by_name[place.topic]).to_kafka(),
         }
 
     def topics(self) -> Mapping[str, Topic]:
@@ -195,19 +237,15 @@ class Topics:
     def _delete(self, topic: Topic, answer: Answer) -> None:
         self._meta.begin_delete(topic.name)
         del self._by_name[topic.name]
+        self._promises.drop(topic.name)
+        self._tell([topic.name])
         places = self._plan.of_topic(topic.topic_id)
-        left, failures = len(places), list[errors.ShmbrokerError]()
 
-        def unassigned(place: Place, reply: messages.Reply) -> None:
-            nonlocal left
-            left -= 1
-            if reply.error is not None:
-                failures.append(reply.error)
-            else:
-                self._plan.release(place)
-                self._reasons.pop((place.writer, place.slot), None)
-            if left:
-                return
+        def unassigned(place: Place, _ok: Mapping[str, Any]) -> None:
+            self._plan.release(place)
+            self._reasons.pop((place.writer, place.slot), None)
+
+        def done(failures: list[errors.ShmbrokerError]) -> None:
             if failures:  # the rest is removed at the next start
                 answer(failures[0])
                 return
@@ -215,28 +253,31 @@ class Topics:
             self._meta.end_delete(topic.topic_id)
             answer({})
 
-        for place in places:
-            self._writers.ask(
-                place.writer,
-                "unassign",
-                {"slot": place.slot, "delete": True},
-                partial(unassigned, place),
-            )
-        if not places:
-            self._remove_directories(topic)
-            self._meta.end_delete(topic.topic_id)
-            answer({})
+        self.ask_all(
+            places, "unassign", lambda p: {"slot": p.slot, "delete": True}, unassigned, done
+        )
 
-    def _place(self, topic: Topic, partitions: Iterable[int]) -> list[Place]:
-        return self._plan.place(topic.topic_id, topic.name, partitions, self._memory.slot_epoch)
+    def settings(self, topic: Topic) -> TopicSettings:
+        """What is in force for it."""
+        return TopicSettings.from_kafka(topic.settings, self.defaults)
 
-    def _settings(self, topic: Topic) -> TopicSettings:
-        return TopicSettings.from_kafka(topic.settings, self._defaults)
+    def check_promise(self, name: str, settings: TopicSettings) -> None:
+        """Raises MemoryBudget for settings whose largest batch no ring could take."""
+        self._promises.check(name, settings)
 
-    def largest_batch_bytes(self) -> int:
-        """The largest batch that any topic promises to take; 0 without topics."""
-        found = (self._settings(topic).largest_batch_bytes for topic in self._meta.topics())
-        return max(found, default=0)
+    def replace(self, topic: Topic) -> None:
+        """The store has it otherwise now. Clients are shown it as it was until `show`."""
+        before, waiting = self._shown.get(topic.topic_id, (self._by_name[topic.name], 0))
+        self._shown[topic.topic_id] = before, waiting + 1
+        self._by_name[topic.name] = topic
+        self._promises.put([(topic.name, self.settings(topic))])
+
+    def show(self, topic: Topic) -> None:
+        """The writers have taken over what one `replace` said."""
+        before, waiting = self._shown.pop(topic.topic_id)
+        if waiting > 1:
+            self._shown[topic.topic_id] = before, waiting - 1
+        self._tell([topic.name])
 
     def _directory(self, topic: str, partition: int) -> str:
         return str(self._data_dir / f"{topic}-{partition}")
@@ -246,20 +287,6 @@ class Topics:
         for partition in range(topic.partitions):
             shutil.rmtree(self._directory(topic.name, partition), ignore_errors=True)
         sync_dir(self._data_dir)
-
-    def _check_promise(self, name: str, settings: TopicSettings) -> None:
-        """`max.message.bytes` is a promise: some ring must be able to hold such a batch."""
-        needed = -(-settings.largest_batch_bytes // _PAGE_BYTES) * _PAGE_BYTES + _PAGE_BYTES
-        room = self._memory.log_memory_bytes(max(1, len(self._plan.writers)))
-        room = min(room, self._memory.ingress_budget_bytes // 2)
-        if needed > room:
-            raise errors.MemoryBudget(
-                f"topic {name!r} can't have max.message.bytes={settings.max_message_bytes}: its "
-                f"rings would need {needed} bytes each, and the memory budget leaves {room} for "
-                "one; lower it, or raise memory.budget_bytes",
-                needed_bytes=needed,
-                available_bytes=room,
-            )
 
     def _state_error(self, place: Place, found: Mapping[str, Any]) -> errors.ShmbrokerError | None:
         self.told(place.writer, {"slot": place.slot, **found})
@@ -277,4 +304,4 @@ class Topics:
         return errors.PartitionOffline(place.topic, place.partition, reason or state)
 
 
-__all__ = ["Answer", "Topics", "Writers"]
+__all__ = ["Answer", "OnAll", "Topics", "Writers"]

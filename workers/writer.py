@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
-import structlog
 import zmq
 
 from shmbroker import errors
@@ -30,13 +29,15 @@ from shmbroker.control.datadir import lock_shared
 from shmbroker.control.plan import WriterSpec
 from shmbroker.log.files import FULL, disk_full, sync_directory
 from shmbroker.log.iomode import detect_io_mode
+from shmbroker.workers import logfile, logs
 from shmbroker.workers.lifecycle import adopt_parent
+from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop
 from shmbroker.workers.opening import Opener
 from shmbroker.workers.rings import Rings, require_budget
 from shmbroker.workers.served import Assignment, Served
 
-_log = structlog.get_logger("shmbroker.writer")
+_log = get_logger("shmbroker.writer")
 TICK_S: Final = 0.1
 RETRY_S: Final = 0.002  # what waits for memory or disk space is tried again after so long
 RETENTION_S: Final = 1.0
@@ -58,6 +59,7 @@ class Writer:
         self._waiting: dict[int, int] = {}
         self._retry_set = False
         self._retained_at = 0.0
+        self._promises_due = False  # a topic went or was altered: less may be promised now
         self._threads: list[threading.Thread] = []
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -66,10 +68,12 @@ class Writer:
             "assign": self._assign,
             "unassign": self._unassign,
             "settings": self._settings,
+            "delete_records": self._delete_records,
             "attach_ingress": self._attach,
             "detach_ingress": self._detach,
             "status": self._status,
             "memory": self._memory,
+            "log": self._log_file,
             "stop": self._stop,
         }
 
@@ -193,22 +197,38 @@ class Writer:
             shutil.rmtree(served.place.directory)
             sync_directory(os.path.dirname(served.place.directory))
         self._engine.free_slot(slot)
+        self._promises_due = True
         return {}
 
     def _settings(self, request: messages.Request) -> Mapping[str, Any]:
+        """Answered when they are in force."""
         served = self._served.get(request.arg("slot", int))
-        if served is not None and served.part is not None and served.log is not None:
+        if served is not None:
             settings = TopicSettings.from_kafka(
                 request.arg("settings", dict), self._spec.config.log
             )
-            served.log.set_settings(settings)
-            served.part.set_limits(settings.segment_bytes, settings.max_message_bytes)
             self._rings.promise(settings.largest_batch_bytes)
+            served.alter(settings, self._opener.reach(settings))
+            self._promises_due = True
         return {}
+
+    def _delete_records(self, request: messages.Request) -> Mapping[str, Any]:
+        """Answered when the new log start is durable; whole segments below are gone then too."""
+        slot = request.arg("slot", int)
+        served = self._served.get(slot)
+        if served is None:
+            raise errors.InvalidRequest(f"slot {slot} has no partition")
+        start = served.delete_records(request.arg("before_offset", int), _now_ms())
+        return {"log_start_offset": start}
 
     def _memory(self, request: messages.Request) -> Mapping[str, Any]:
         """Another writer came or went: this is the new share of the memory budget."""
         self._rings.budget_bytes = request.arg("log_memory_bytes", int)
+        return {}
+
+    def _log_file(self, request: messages.Request) -> Mapping[str, Any]:
+        """The broker's log goes on in a new file of that name."""
+        logfile.reopen(request.arg("path", str))
         return {}
 
     def _attach(self, request: messages.Request) -> Mapping[str, Any]:
@@ -436,9 +456,13 @@ class Writer:
         if now - self._retained_at >= RETENTION_S:
             self._retained_at = now
             self._rings.allow_growth()
+            if self._promises_due:
+                self._promises_due = False
+                found = (s.place.settings.largest_batch_bytes for s in self._served.values())
+                self._rings.promise(max(found, default=0), at_least=False)
             for served in self._served.values():
                 if served.part is not None and served.part.state in ("online", "no_space"):
-                    self._guard(served, partial(served.retain, int(time.time() * 1000)))
+                    self._guard(served, partial(served.retain, _now_ms()))
 
     def _checkpoint(self, now: float) -> None:
         """Keeps what a recovery would have to scan within checkpoint_bytes over all partitions, and
@@ -467,6 +491,10 @@ class Writer:
                 _log.warning("no disk space", partition=served.place.name, reason=str(error))
 
 
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
 def _as_full(served: Served, error: Exception) -> errors.DiskFull | None:
     """DiskFull for a full disk, however it was met; None for any other error."""
     if isinstance(error, errors.DiskFull):
@@ -479,7 +507,7 @@ def _as_full(served: Served, error: Exception) -> errors.DiskFull | None:
 def main(spec: WriterSpec) -> None:
     """A writer process, from its start to its end."""
     adopt_parent(spec)
-    structlog.contextvars.bind_contextvars(process=f"writer-{spec.writer}")
+    logs.set_process(f"writer-{spec.writer}")
     ids = (bytes.fromhex(spec.boot_id), bytes.fromhex(spec.data_dir_id))
     lock = lock_shared(spec.data_dir)
     memory = spec.config.memory

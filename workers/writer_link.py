@@ -26,7 +26,9 @@ from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop, Timer
 
 REQUEST_LIMIT_S: Final = 30.0
-_NOT_AGAIN: Final = frozenset({"status", "memory"})  # of the process that is gone, not of the next
+_NOT_AGAIN: Final = frozenset(
+    {"status", "memory", "log"}
+)  # of the process that is gone, not of the next
 _SLOTS_A_MESSAGE: Final = 1000  # a message has at most messages.MAX_REQUEST_BYTES
 _log = get_logger("shmbroker.writers")
 

@@ -148,6 +148,7 @@ enum shmb_op {
     SHMB_OP_ROLL_DUE,
     SHMB_OP_CEILING,               /* a: ring_ceiling */
     SHMB_OP_LIMITS,                /* a: segment_bytes, b: max_message_bytes */
+    SHMB_OP_INDEX_INTERVAL,        /* a: index_interval_bytes */
     SHMB_OP_ADD_SOURCE,
     SHMB_OP_REMOVE_SOURCE,
     SHMB_OP_STOP,

@@ -29,6 +29,7 @@ cdef extern from "housekeep.h" nogil:
         SHMB_OP_ROLL_DUE
         SHMB_OP_CEILING
         SHMB_OP_LIMITS
+        SHMB_OP_INDEX_INTERVAL
         SHMB_OP_ADD_SOURCE
         SHMB_OP_REMOVE_SOURCE
         SHMB_OP_STOP

@@ -523,8 +523,10 @@ cdef class Partition:
         """A next segment is prepared."""
         self.engine._command(SHMB_OP_NEXT, self.p, NULL, 0, allocated_bytes)
 
-    def set_limits(self, uint64_t segment_bytes, uint64_t max_message_bytes):
+    def set_limits(self, uint64_t segment_bytes, uint64_t max_message_bytes, uint64_t index_interval_bytes):
+        """The topic's settings have changed: these hold from the next batch on."""
         self.engine._command(SHMB_OP_LIMITS, self.p, NULL, segment_bytes, max_message_bytes)
+        self.engine._command(SHMB_OP_INDEX_INTERVAL, self.p, NULL, index_interval_bytes, 0)
 
     def set_ring_ceiling(self, uint64_t capacity):
         """A full ring asks to grow only while it is smaller than this."""

@@ -319,6 +319,8 @@ cdef shmb_lane *_lane_for(Lanes lanes, int32_t p, const shmb_item *item) except 
     cdef shmb_lane *lane = lanes.lane(p)
     cdef uint64_t alone = shmb_item_alone(item)
     if alone > lanes.max_bytes:
+        lanes.grow()  # the topic may allow more by now
+    if alone > lanes.max_bytes:
         raise errors.RecordTooLarge(
             f"a record that takes {alone} bytes as a batch is larger than the {lanes.max_bytes} bytes that "
             f"topic {lanes.name!r} allows; raise its max.message.bytes or split the record",

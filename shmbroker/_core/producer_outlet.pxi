@@ -456,17 +456,22 @@ cdef class _Move:
                 _log.debug("ingress %d was not closed: %s", old.o.ring.id, error)
 
 
+cdef void _limit(Lanes topic, shmb_lane *lane, uint64_t capacity):
+    """How large a batch may and should be; with the lane's lock, or while nobody uses the lane."""
+    cdef uint64_t most = capacity - sizeof(shmb_frame)  # a frame may fill an empty ring
+    lane.batch_limit = <uint32_t>min(topic.max_bytes, most)
+    lane.batch_want = min(lane.batch_limit, topic.sender.batch_bytes, <uint32_t>(capacity // 4))
+
+
 cdef _place(Lanes topic, shmb_lane *lane, info, Outlet outlet, bint move):
     """Sets where a lane's frames go: the ring, and the partition's slot in the writer's table."""
     cdef size_t table = outlet.table.address, park = outlet.park.address
-    cdef uint64_t most = outlet.o.ring.capacity - sizeof(shmb_frame)  # a frame may fill an empty ring
     lane.slot_index = info.slot
     lane.slot_epoch = info.slot_epoch
     lane.table = <void *>table
     lane.slot = shmb_table_slot(lane.table, lane.slot_index)
     lane.durable_word = (<shmb_a32 *>park) + shmb_park_durable(info.writer, info.slot) * (SHMB_LINE // 4)
-    lane.batch_limit = <uint32_t>min(topic.max_bytes, most)
-    lane.batch_want = min(lane.batch_limit, topic.sender.batch_bytes, <uint32_t>(outlet.o.ring.capacity // 4))
+    _limit(topic, lane, outlet.o.ring.capacity)
     lane.stale = 0
     if move:
         shmb_lane_move(lane, outlet.o)

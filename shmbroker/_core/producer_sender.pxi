@@ -40,12 +40,22 @@ cdef class Lanes:
         return self.sticky
 
     cdef int grow(self) except -1:
-        """Asks whether the topic has got more partitions."""
-        cdef int32_t n
+        """Asks whether the topic has got more partitions, or another max.message.bytes."""
+        cdef int32_t n, p
         cdef void *more
+        cdef shmb_lane *lane
+        cdef shmb_outlet *o
         self.sender.metadata.forget(self.name)
-        n = len(self.sender.metadata.get(self.name).partitions)
+        info = self.sender.metadata.get(self.name)
+        n = len(info.partitions)
         with self.sender.outlets.mutex:
+            self.max_bytes = int(info.config.get("max.message.bytes", _DEFAULT_MAX_BYTES))
+            for p in range(self.partitions):
+                lane = self.lanes[p]
+                if lane != NULL:
+                    o = shmb_lane_lock(lane)
+                    _limit(self, lane, o.ring.capacity)
+                    shmb_unlock(&o.lock)
             if n > self.partitions:
                 more = realloc(self.lanes, n * sizeof(shmb_lane *))
                 if more == NULL:
@@ -127,6 +137,7 @@ cdef class Sender:
         self.max_block_ns = max_block_ms * 1_000_000
         self.delivery_ns = delivery_timeout_ms * 1_000_000
         outlets.states.add(self)
+        metadata.listen(self)
         interval = max(50, min(1000, linger_ms * 500))
         if interval < shmb_peek32(&shmb_tender.interval_us):
             shmb_poke32(&shmb_tender.interval_us, interval)
@@ -141,6 +152,22 @@ cdef class Sender:
     def check(self):
         """ForkedError in a forked child, ClosedError after close()."""
         self.usable()
+
+    def on_topics(self, names):
+        """Topics (None: any) were altered: asks for them, not on the watcher's thread."""
+        if self.generation != shmb_fork_generation or shmb_peek32(&self.closed):
+            return
+        known = [topic for name, topic in list(self.topics.items()) if names is None or name in names]
+        if known:
+            threading.Thread(target=self._learn, args=(known,), name="shmbroker-topics", daemon=True).start()
+
+    def _learn(self, list known):
+        cdef Lanes topic
+        for topic in known:
+            try:
+                topic.grow()
+            except errors.ShmbrokerError as error:  # deleted, or gone again: the next send says so
+                _log.debug("topic %s: %s", topic.name, error)
 
     @property
     def forked(self):

@@ -436,7 +436,9 @@ static inline int shmb_obey(struct shmb_engine *e)
     case SHMB_OP_LIMITS:
         p->segment_bytes = c->a;
         p->max_message_bytes = c->b;
+        p->seen_space = 0; /* the next segment may be due earlier than was thought */
         break;
+    case SHMB_OP_INDEX_INTERVAL: p->index_interval_bytes = c->a; break;
     case SHMB_OP_ADD_SOURCE: e->sources[e->sources_count++] = c->source; break;
     case SHMB_OP_REMOVE_SOURCE:
         for (uint32_t i = 0; i < e->sources_count; i++)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -40,32 +38,19 @@ def demo(
 
     Example: shmbroker demo --records 5000000
     """
-    from shmbroker._core import shm
-    from shmbroker.cli.options import configuration, connect
-    from shmbroker.config import Places
-    from shmbroker.workers import detached
+    from shmbroker.embedded import embedded
 
     signal.signal(signal.SIGTERM, lambda _signum, _frame: sys.exit(143))  # ends the broker too
-    home = Path(tempfile.mkdtemp(prefix="shmbroker-demo-", dir=directory))
-    where = Places.find(f"demo-{os.getpid()}", data_dir=home / "data")
-    try:
-        began = time.perf_counter()
-        pid = detached.start(where, configuration(where))
-        print(f"broker up in {time.perf_counter() - began:.2f} s (pid {pid}, data in {home})")
-        client = connect(where.instance, where.data_dir, 5.0)
-        try:
-            good = _telemetry(client, seconds)
-            _latency(client)
-            good &= _burst(client, records)
-        finally:
-            prefix = client.connection.attachment.prefix
-            detached.stop(client)
-            for name in shm.list_prefix(prefix):  # of a stop that was not clean: nobody adopts it
-                shm.unlink(name)
-        print("broker down")
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-        where.remove_runtime_dir()
+    began = time.perf_counter()
+    with embedded(directory=directory, config={"broker.pin": "auto"}) as client:
+        took = time.perf_counter() - began
+        attached = client.connection.attachment
+        home = attached.data_dir.parent
+        print(f"broker up in {took:.2f} s (pid {attached.broker_pid}, data in {home})")
+        good = _telemetry(client, seconds)
+        _latency(client)
+        good &= _burst(client, records)
+    print("broker down")
     if not good:
         print("shmbroker: what came out is not what went in", file=sys.stderr)
         raise typer.Exit(1)

@@ -14,11 +14,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import orjson
 
-from shmbroker.errors import InvalidTopic, OutcomeUnknown, TimedOut, from_wire
+from shmbroker.errors import InvalidTopic, OutcomeUnknown, TimedOut, UnknownTopic, from_wire
 
 if TYPE_CHECKING:
     import zmq
@@ -28,9 +28,13 @@ if TYPE_CHECKING:
 
 #: Done twice these leave nothing that the broker doesn't clear away with the client.
 _REPEATABLE: Final = frozenset(
-    {"metadata", "status", "partition_state", "init_producer", "open_ingress", "close_ingress"}
-)
-_SLOW_S: Final = 60.0  # for what waits on disks: topics made and deleted
+    {
+        "metadata", "status", "partition_state", "init_producer", "open_ingress", "close_ingress",
+        "alter_topic", "delete_records",
+    }
+)  # fmt: skip
+_SLOW_S: Final = 60.0  # for what waits on disks: topics made, altered and deleted
+_DURABLE_END: Final = -1
 
 
 class Control:
@@ -160,6 +164,64 @@ class Admin:
         self._metadata.learn(answer)
         return self._metadata.get(name)
 
+    def alter_topic(
+        self,
+        name: str,
+        config: Mapping[str, Any] | None = None,
+        partitions: int | None = None,
+    ) -> TopicInfo:
+        """Changes a topic's settings, or gives it more partitions; returns it as it is then.
+
+        `config`: only what is to change, by Kafka's names ({"retention.ms": "7d"}); None as a value
+        takes a setting back to the broker's default. `partitions`: how many there shall be, never
+        fewer than there are; records with a key go by the new number from then on. Running
+        producers take both over by themselves, within milliseconds. Raises UnknownTopic,
+        InvalidConfig, InvalidPartitions, MemoryBudget (a max.message.bytes for which no ring has
+        room), and then nothing has changed; TimedOut or another error that says "is altered" when
+        the broker has noted it and a writer does not follow yet. Durable when it returns.
+        """
+        self._connection.check()
+        answer = self._connection.request(
+            "alter_topic",
+            timeout=_SLOW_S,
+            name=_topic_name(name),
+            config=dict(config or {}),
+            partitions=partitions,
+        )
+        found = self._metadata.learn(answer).get(name)
+        if found is None:
+            raise UnknownTopic(name)  # deleted meanwhile
+        return found
+
+    def delete_records(
+        self,
+        topic: str,
+        before_offsets: Mapping[int, int | Literal["latest"]] | None = None,
+        *,
+        partition: int | None = None,
+        before_offset: int | Literal["latest"] | None = None,
+    ) -> dict[int, int]:
+        """Deletes the oldest records: those below an offset, which becomes the log start offset.
+
+        `before_offsets`: {partition: offset}, or `partition` and `before_offset` for one;
+        "latest" stands for the durable end, beyond which nothing is deleted whatever was asked.
+        Returns {partition: log start offset} as it is then. Durable when it returns; whole segments
+        below are gone from the disk, the rest of their segment goes with it later. Raises
+        UnknownTopic, PartitionReadOnly, PartitionOffline. May be repeated.
+        """
+        self._connection.check()
+        if (before_offsets is None) == (partition is None or before_offset is None):
+            raise TypeError("give {partition: offset}, or partition= and before_offset=")
+        if before_offsets is None:
+            assert partition is not None
+            assert before_offset is not None
+            before_offsets = {partition: before_offset}
+        wanted = {str(int(number)): _before(offset) for number, offset in before_offsets.items()}
+        answer = self._connection.request(
+            "delete_records", timeout=_SLOW_S, topic=_topic_name(topic), before_offsets=wanted
+        )
+        return {int(number): start for number, start in answer["log_start_offsets"].items()}
+
     def delete_topic(self, name: str) -> None:
         """Deletes a topic and its records; returns when its files are gone."""
         self._connection.check()
@@ -180,6 +242,16 @@ class Admin:
         """What `shmbroker status --json` prints."""
         self._connection.check()
         return self._connection.request("status")
+
+
+def _before(offset: object) -> int:
+    if offset == "latest":
+        return _DURABLE_END
+    if not isinstance(offset, int) or isinstance(offset, bool):
+        raise TypeError(f"an offset is an int or 'latest', not {offset!r}")
+    if offset < 0:
+        raise ValueError(f"offsets begin at 0: {offset}")
+    return offset
 
 
 def _topic_name(name: str) -> str:

@@ -57,7 +57,8 @@ def connect(
 ) -> Client:
     """Attaches to the broker of `instance` on this host.
 
-    `instance`: else SHMBROKER_INSTANCE, else "default". `data_dir` (else SHMBROKER_DATA_DIR) says
+    `instance`: its name, or its address (`Client.address`); else SHMBROKER_INSTANCE, else
+    "default". `data_dir` (else SHMBROKER_DATA_DIR) says
     which data directory the broker must serve. `timeout` (seconds) bounds attaching and each
     control request; `reconnect_s` is how long waits go on after the broker went away. Raises
     NoBroker.
@@ -99,6 +100,12 @@ class Client(Admin):
     def instance(self) -> str:
         """The name of the broker's instance."""
         return self._connection.attachment.instance
+
+    @property
+    def address(self) -> str:
+        """Where other processes of this user reach the same broker: connect(address), or
+        --instance. An absolute path, whatever the broker's name."""
+        return str(self._connection.places.runtime_dir)
 
     @property
     def closed(self) -> bool:

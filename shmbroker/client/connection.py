@@ -62,6 +62,16 @@ class Listener(Protocol):
         """Attached again. `adopted`: the same rings go on; otherwise all objects are new."""
 
 
+class TopicListener(Protocol):
+    """Who wants to know of altered topics."""
+
+    def on_topics(self, names: frozenset[str] | None) -> None:
+        """These topics (None: any) have other settings or partitions, or are gone.
+
+        On the watcher's thread, which must not ask the broker anything: return at once.
+        """
+
+
 class Connection:
     """See the module. Every method is thread-safe."""
 
@@ -72,6 +82,7 @@ class Connection:
         self.reconnect_s = reconnect_s
         self.epoch = EpochWord()
         self.closing = False  # the broker said so: no new frames; its hang-up follows
+        self.topic_listeners: weakref.WeakSet[TopicListener] = weakref.WeakSet()  # Metadata
         self._pid = os.getpid()
         self._forked = False
         self._closed = False
@@ -258,9 +269,19 @@ class Connection:
                     message = b""
                 if not message:
                     return True
-                if orjson.loads(message).get("event") == "closing":
-                    self.closing = True
+                self._told(orjson.loads(message))
         return False
+
+    def _told(self, event: dict[str, Any]) -> None:
+        if event.get("event") == "closing":
+            self.closing = True
+        elif event.get("event") == "topics":
+            names = event.get("names")
+            self._tell_topics(None if names is None else frozenset(names))
+
+    def _tell_topics(self, names: frozenset[str] | None) -> None:
+        for listener in list(self.topic_listeners):
+            listener.on_topics(names)
 
     def _become_gone(self) -> None:
         with self._changed:
@@ -340,6 +361,7 @@ class Connection:
         )
         for listener in list(self._listeners):
             listener.on_reattached(adopted)
+        self._tell_topics(None)  # what was altered meanwhile, nobody has told us
 
     def _after_fork(self) -> None:
         """In the child: a copy of the socket would hide the parent's death from the broker."""
@@ -364,4 +386,4 @@ def _in_child() -> None:
 
 os.register_at_fork(after_in_child=_in_child)
 
-__all__ = ["Connection", "Listener"]
+__all__ = ["Connection", "Listener", "TopicListener"]

@@ -2,11 +2,14 @@
 
 Owns: the cache of the broker's `metadata` answers. Who finds that a slot's epoch is not the one
 remembered calls `refresh`; a new attachment empties the cache, since the plan may be another one.
+The broker tells every attached client which topics were altered or deleted (an event on the attach
+socket, after its writers work by it): their entries are forgotten, and `listen`ers are told.
 Thread-safe: entries are immutable and replaced whole.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from shmbroker.errors import UnknownTopic
 
 if TYPE_CHECKING:
-    from shmbroker.client.connection import Connection
+    from shmbroker.client.connection import Connection, TopicListener
 
 
 class TopicPartition(NamedTuple):
@@ -59,6 +62,8 @@ class Metadata:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._listeners: weakref.WeakSet[TopicListener] = weakref.WeakSet()
+        connection.topic_listeners.add(self)
         self._topics: dict[str, TopicInfo] = {}
         self._epoch = 0  # of the attachment that the entries are from
 
@@ -89,6 +94,17 @@ class Metadata:
     def all(self) -> Mapping[str, TopicInfo]:
         """Every topic as it is now."""
         return self._ask(None)
+
+    def listen(self, listener: TopicListener) -> None:
+        """Tells `listener` of altered topics as long as somebody else holds it."""
+        self._listeners.add(listener)
+
+    def on_topics(self, names: frozenset[str] | None) -> None:
+        """Of the connection: forgets them, and hands it on."""
+        for name in list(self._topics) if names is None else names:
+            self._topics.pop(name, None)
+        for listener in list(self._listeners):
+            listener.on_topics(names)
 
     def forget(self, topic: str) -> None:
         """Asks for the topic anew at its next use."""

@@ -10,7 +10,6 @@ one client; a client's hang-up is reported once; nothing here waits.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import struct
@@ -22,6 +21,7 @@ from shmbroker import errors
 from shmbroker.control import messages
 
 _MESSAGE_MAX: Final = 64 << 10
+_CATCH_UP_S: Final = 0.5  # between two attempts to tell who has missed events
 _SILENCE_MAX_S: Final = 5.0  # from connecting to the attach message
 _UCRED: Final = struct.Struct("3i")
 
@@ -47,11 +47,17 @@ class Connection:
         self.sock, self.pid = sock, pid
         self.client: int | None = None
         self.timer: Cancellable | None = None
+        self.missed: bytes | None = None  # an event to be sent when the peer has room
 
-    def send(self, message: bytes) -> None:
-        """Sends if the peer has room; who reads nothing loses events, never our time."""
-        with contextlib.suppress(OSError):
+    def send(self, message: bytes) -> bool:
+        """Sends if the peer has room; False if it has none. Who reads nothing costs us no time."""
+        try:
             self.sock.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # its hang-up is on the way
+        return True
 
 
 OnAttach = Callable[[Connection, messages.Request], Mapping[str, Any]]
@@ -81,11 +87,26 @@ class AttachServer:
         self._listener.listen(512)
         watcher.watch(self._listener.fileno(), self._accept)
 
-    def tell_all(self, message: bytes) -> None:
-        """Sends an event to every attached client."""
+    def tell_all(self, message: bytes, instead: bytes | None = None) -> None:
+        """Sends an event to every attached client.
+
+        Who has no room for it (a stopped process) misses it; `instead` is what it is told as soon
+        as it has read something: one event for all that it missed.
+        """
         for connection in self._connections:
-            if connection.client is not None:
-                connection.send(message)
+            if connection.client is None or connection.missed is not None:
+                continue
+            if not connection.send(message) and instead is not None:
+                connection.missed = instead
+                self._catch_up(connection)
+
+    def _catch_up(self, connection: Connection) -> None:
+        if connection not in self._connections or connection.missed is None:
+            return
+        if connection.send(connection.missed):
+            connection.missed = None
+        else:
+            self._watcher.after(_CATCH_UP_S, lambda: self._catch_up(connection))
 
     def drop(self, connection: Connection) -> None:
         """Closes a connection without `on_hangup`."""

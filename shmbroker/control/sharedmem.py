@@ -5,7 +5,8 @@ Makes the park words, the writer tables and the clients' ingress rings; unlinks 
 
 The budget (`memory.budget_bytes`) is split: a quarter for ingress rings, the rest, less tables and
 park words, for log rings, shared evenly by the writers there are. Ingress rings are given out as
-asked, within `memory.ingress_*_bytes`, halved while the quarter has no room for them.
+asked, within `memory.ingress_*_bytes`, halved while the quarter has no room for them. One that
+takes the largest batch any topic promises is held back for the client that brings such a batch.
 
 Invariants: the park object is flocked by the broker that uses it, so two copies of a data
 directory, which have one id, can't share it; nothing is adopted unless its preamble names this
@@ -25,6 +26,8 @@ from shmbroker.config import MemorySection
 
 RECEIPT_SLOTS_MIN: Final = 64
 RECEIPT_SLOTS_MAX: Final = 1 << 16
+_RECEIPT_SLOTS_HELD: Final = 1024  # held back with the ring for the largest batch
+_OTHERS: Final = 4  # smallest ingress rings that must fit beside that ring
 _DIRECTORY: Final = "/dev/shm"
 
 
@@ -44,7 +47,9 @@ class SharedMemory:
     settings: MemorySection
     budget_bytes: int = 0
     tables: dict[int, shm.TableView] = field(default_factory=dict)
+    promised_batch_bytes: int = 0  # the largest batch that a topic promises to take
     _sizes: dict[str, int] = field(default_factory=dict)  # of what we made or took over
+    _promised_to: int | None = None  # the ingress ring that was made of what is held back
     _park: shm.ShmObject | None = None
 
     def take_over(self) -> dict[int, dict[str, Any]]:
@@ -88,9 +93,23 @@ class SharedMemory:
         """What the table shows for the slot now; 0 without a table."""
         return self.tables[writer].slot_epoch(slot) if writer in self.tables else 0
 
-    def log_memory_bytes(self, writers: int) -> int:
+    def log_memory_bytes(self, writers: int, tables_to_come_bytes: int = 0) -> int:
         """What each of `writers` writers may use for log rings."""
-        return max(0, self.budget_bytes - self.ingress_budget_bytes - self._fixed()) // writers
+        left = self.budget_bytes - self.ingress_budget_bytes - self._fixed() - tables_to_come_bytes
+        return max(0, left) // writers
+
+    def largest_log_ring_bytes(self, writers: int, table_bytes: int) -> int:
+        """The largest log ring that may be promised while there are so many writers: half of a
+        writer's share, so that the other half is there for everybody else."""
+        to_come = max(0, writers - len(self.tables)) * table_bytes
+        return self.log_memory_bytes(writers, to_come) // 2
+
+    @property
+    def largest_ingress_bytes(self) -> int:
+        """The largest ingress ring, receipts included, that may be promised beside some others."""
+        smallest = shm.ingress_bytes(_power_of_two(self.settings.ingress_min_bytes))
+        smallest += shm.receipts_bytes(_RECEIPT_SLOTS_HELD)
+        return max(0, self.ingress_budget_bytes - _OTHERS * smallest)
 
     @property
     def ingress_budget_bytes(self) -> int:
@@ -102,24 +121,24 @@ class SharedMemory:
         """What they take."""
         return self._sum("i") + self._sum("r")
 
-    def make_ingress(
-        self, ingress: int, pid: int, capacity: int, slots: int, largest_batch_bytes: int = 0
-    ) -> tuple[int, int]:
+    def make_ingress(self, ingress: int, pid: int, capacity: int, slots: int) -> tuple[int, int]:
         """Makes the two objects of an ingress ring; returns capacity (bytes) and receipt slots.
 
         Both become powers of two within bounds, and the capacity is halved until the budget has
-        room. `ingress_max_bytes` may be passed for the largest batch that a topic promises to take.
-        Raises MemoryBudget.
+        room. `ingress_max_bytes` may be passed for the largest batch that a topic promises to take,
+        and who asks for room for that gets what is held back for it. Raises MemoryBudget.
         """
         slots = min(max(_power_of_two(slots), RECEIPT_SLOTS_MIN), RECEIPT_SLOTS_MAX)
         least = _power_of_two(self.settings.ingress_min_bytes)
-        most = _power_of_two(largest_batch_bytes + shm.PAGE_BYTES)
-        most = max(most, _power_below(self.settings.ingress_max_bytes))
-        capacity = min(_power_of_two(capacity), most)
-        capacity = max(capacity, least)
-        room = self.ingress_budget_bytes - self.ingress_used_bytes - shm.receipts_bytes(slots)
+        promised = _batch_ring(self.promised_batch_bytes)
+        asked = min(_power_of_two(capacity), max(promised, self._most_unpromised))
+        capacity = max(asked, least)
+        left = self.ingress_budget_bytes - self.ingress_used_bytes - shm.receipts_bytes(slots)
+        room = left - self._held_back()
         while capacity > least and shm.ingress_bytes(capacity) > room:
             capacity //= 2
+        if asked >= promised > capacity and shm.ingress_bytes(promised) <= left:
+            capacity, room, self._promised_to = promised, left, ingress
         if shm.ingress_bytes(capacity) > room:
             raise errors.MemoryBudget(
                 f"no memory is left for another ingress ring: {shm.ingress_bytes(capacity)} bytes "
@@ -151,6 +170,16 @@ class SharedMemory:
         for name in (self.name(f"i{ingress}"), self.name(f"r{ingress}")):
             shm.unlink(name)
             self._sizes.pop(name, None)
+
+    @property
+    def _most_unpromised(self) -> int:
+        return _power_below(self.settings.ingress_max_bytes)
+
+    def _held_back(self) -> int:
+        """Bytes kept for whoever brings the largest promised batch; 0 once somebody has them."""
+        if not self.promised_batch_bytes or self._promised_to in self._owners("i"):
+            return 0
+        return ingress_bytes_for(self.promised_batch_bytes)
 
     def ingress_rings(self) -> set[int]:
         """Those that were taken over whole."""
@@ -261,6 +290,21 @@ class SharedMemory:
         return {int(name[len(start) :]) for name in self._sizes if name.startswith(start)}
 
 
+def log_bytes_for(batch_bytes: int) -> int:
+    """What the log ring for a batch takes; it shares the ring with a partial last unit."""
+    return shm.log_bytes(_batch_ring(batch_bytes))
+
+
+def ingress_bytes_for(batch_bytes: int) -> int:
+    """What the ingress ring for a batch takes, with its receipts."""
+    return shm.ingress_bytes(_batch_ring(batch_bytes)) + shm.receipts_bytes(_RECEIPT_SLOTS_HELD)
+
+
+def _batch_ring(batch_bytes: int) -> int:
+    """Capacity of a ring that takes such a batch beside a partial unit, or a frame's header."""
+    return _power_of_two(batch_bytes + shm.PAGE_BYTES)
+
+
 def _power_of_two(n: int) -> int:
     """The least power of two that is n or more."""
     return 1 << max(0, n - 1).bit_length()
@@ -271,4 +315,11 @@ def _power_below(n: int) -> int:
     return 1 << (n.bit_length() - 1)
 
 
-__all__ = ["RECEIPT_SLOTS_MAX", "RECEIPT_SLOTS_MIN", "SharedMemory", "boot_id"]
+__all__ = [
+    "RECEIPT_SLOTS_MAX",
+    "RECEIPT_SLOTS_MIN",
+    "SharedMemory",
+    "boot_id",
+    "ingress_bytes_for",
+    "log_bytes_for",
+]

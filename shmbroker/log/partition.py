@@ -316,13 +316,7 @@ class PartitionLog:
             return None
         start = max(self.log_start_offset, self.segments[count].base_offset)
         moved = start != self.log_start_offset
-        try:
-            self._move_start(start)
-        except DiskFull:  # what was kept for later makes the room that freeing needs
-            self._next.close()
-            while self._recycled:
-                os.unlink(os.path.join(self.directory, self._recycled.pop()))
-            self._move_start(start)
+        self._move_start_at_any_rate(start)
         for segment in self.segments[:count]:
             recycle = segment.size >= self.settings.segment_bytes // 2
             retire(segment, recycle=recycle, kept=self._recycled)
@@ -332,20 +326,16 @@ class PartitionLog:
         files.sync_directory(self.directory)
         return start if moved else None
 
-    def delete_records(self, before_offset: int) -> int:
-        """Moves the log start offset up to before_offset (at most the log's end), durably; whole
+    def delete_records(self, before_offset: int, durable_offset: int) -> int:
+        """Moves the log start offset up to before_offset (at most durable_offset), durably; whole
         segments below go with the next `retire`. Returns the log start offset."""
         self._refuse_readonly()
-        if before_offset > self.log_end_offset:
+        if before_offset > durable_offset:
             raise OffsetOutOfRange(
-                self.topic,
-                self.partition,
-                before_offset,
-                self.log_start_offset,
-                self.log_end_offset,
+                self.topic, self.partition, before_offset, self.log_start_offset, durable_offset
             )
         if before_offset > self.log_start_offset:
-            self._move_start(before_offset)
+            self._move_start_at_any_rate(before_offset)
         return self.log_start_offset
 
     # --- questions ---
@@ -404,8 +394,17 @@ class PartitionLog:
             ],
         }
 
-    def set_settings(self, settings: TopicSettings) -> None:
-        """Takes altered topic settings; they hold from the next roll, extension or retention on."""
+    def set_settings(self, settings: TopicSettings, write_reach_bytes: int) -> None:
+        """Takes altered topic settings; they hold from the next roll, extension or retention on.
+
+        A longer reach of one write is durable on return. Raises DiskFull, OSError, and then the
+        settings are as they were.
+        """
+        reach = max(self._reach, write_reach_bytes)  # what was written so far stays as it is
+        point = self._on_disk if self.recovery.state == "online" else None
+        if point is not None and reach > point.write_reach_bytes:
+            self._store(self._changed(checkpoint.replace(point, write_reach_bytes=reach)))
+        self._reach = reach
         self.settings = settings
 
     # --- inside ---
@@ -489,6 +488,15 @@ class PartitionLog:
         assert found is not None, "its last write is durable"
         assert found[0] == segment.base_offset
         return found[1].position + found[1].size_bytes
+
+    def _move_start_at_any_rate(self, offset: int) -> None:
+        try:
+            self._move_start(offset)
+        except DiskFull:  # what was kept for later makes the room that freeing needs
+            self._next.close()
+            while self._recycled:
+                os.unlink(os.path.join(self.directory, self._recycled.pop()))
+            self._move_start(offset)
 
     def _move_start(self, offset: int) -> None:
         self.log_start_offset = offset

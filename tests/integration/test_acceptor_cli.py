@@ -60,6 +60,35 @@ def test_lines_go_in_and_come_out(broker: dict[str, object], tmp_path: Path) -> 
     assert run_cli("topic", "list").stdout == ""
 
 
+def test_topics_are_altered_and_trimmed_from_the_command_line(broker: dict[str, object]) -> None:
+    made = run_cli("topic", "create", "t", "-c", "retention.ms=7d", "-c", "segment.bytes=512MiB")
+    assert made.returncode == 0, made.stderr
+    assert run_cli("produce", "t", input="".join(f"{n}\n" for n in range(100))).returncode == 0
+    done = run_cli("topic", "alter", "t", "--config", "retention.ms=12h", "--unset",
+                   "segment.bytes", "--partitions", "3")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "topic 't': 3 partitions",
+        "  retention.ms = 43200000 (12h)",
+        "  segment.bytes = 268435456 (256MiB)",
+    ]
+    trimmed = run_cli("topic", "trim", "t", "--before", "40", "--partition", "0", "--yes", "--json")
+    assert [json.loads(line) for line in trimmed.stdout.splitlines()] == [
+        {"topic": "t", "partition": 0, "log_start_offset": 40}
+    ]
+    assert run_cli("topic", "trim", "t", "--before", "latest", "--yes").stdout.splitlines() == [
+        "t-0 starts at offset 100", "t-1 starts at offset 0", "t-2 starts at offset 0"
+    ]  # fmt: skip
+    listed = run_cli("topic", "list", "--json").stdout.splitlines()
+    assert [(t["name"], t["partitions"]) for t in map(json.loads, listed)] == [("t", 3)]
+    described = json.loads(run_cli("topic", "describe", "t", "--json").stdout)
+    assert described["config"]["retention.ms"] == 43_200_000
+    assert [p["log_start_offset"] for p in described["partitions"]] == [100, 0, 0]
+    fewer = run_cli("topic", "alter", "t", "--partitions", "2")
+    assert fewer.returncode == 1
+    assert "allowed: 3 to" in fewer.stderr
+
+
 def test_a_closed_pipe_ends_quietly(broker: dict[str, object]) -> None:
     run_cli("topic", "create", "t")
     run_cli("produce", "t", input="".join(f"{n}\n" for n in range(100_000)))

@@ -212,6 +212,14 @@ def test_lengths_changed_after_publishing_harm_only_their_own_ring(
 # --- the disk ---
 
 
+#: How a disk of about 24 MiB is mounted at $1, with $2 for what it needs.
+DISKS = {
+    "tmpfs": 'mount -t tmpfs -o size=24m none "$1"',  # refuses O_DIRECT: buffered
+    "ext4": 'truncate -s 30M "$2" && mkfs.ext4 -q -F -m 0 -J size=4 "$2" && '
+    'mount -o loop "$2" "$1"',  # the loop device goes with the mount namespace
+}
+
+
 @pytest.fixture
 def small_disk(
     isolated_env: dict[str, str],
@@ -220,15 +228,16 @@ def small_disk(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> Iterator[Broker]:
-    """A broker whose data lies on a disk of 24 MiB, in a mount namespace of its own."""
+    """A broker whose data lies on a disk of 24 MiB, in a mount namespace of its own. The
+    parameter says which file system it has."""
     Kind = type_of_broker(request)
     made = Kind(isolated_env, tmp_path, broker_config)
     made.places.data_dir.mkdir(parents=True)
     python = tmp_path / "python"
     python.write_text(
         "#!/bin/sh\n"
-        f"exec unshare --mount sh -c 'mount -t tmpfs -o size=24m none {made.places.data_dir} && "
-        f'exec {sys.executable} "$@"\' sh "$@"\n'
+        f"exec unshare --mount sh -c '{DISKS[request.param]} && shift 2 && "
+        f'exec {sys.executable} "$@"\' sh {made.places.data_dir} {tmp_path}/disk.img "$@"\n'
     )
     python.chmod(0o700)
     with monkeypatch.context() as patched:
@@ -251,8 +260,11 @@ def type_of_broker(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.mark.root
+@pytest.mark.parametrize(
+    ("small_disk", "io_mode"), [("tmpfs", "buffered"), ("ext4", "direct")], indirect=["small_disk"]
+)
 def test_a_full_disk_makes_records_wait_and_the_partition_returns_by_itself(
-    small_disk: Broker,
+    small_disk: Broker, io_mode: str
 ) -> None:
     broker = small_disk
     inside = Path(f"/proc/{broker.pid}/root{broker.places.data_dir}")
@@ -262,6 +274,7 @@ def test_a_full_disk_makes_records_wait_and_the_partition_returns_by_itself(
             values = [b"first"]
             sent = [producer.send("t", values[0])]
             sent[0].result(timeout=10)
+            assert partition(client)["io_mode"] == io_mode
             free = os.statvfs(inside).f_bavail * os.statvfs(inside).f_frsize
             assert free < 32 << 20, "not the small disk"
             with open(inside / "ballast", "wb") as ballast:

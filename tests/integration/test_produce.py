@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from shmbroker._core import shm
 from shmbroker.errors import BrokerGone, PartitionOffline, UnknownTopic
 
 if TYPE_CHECKING:
@@ -133,6 +134,20 @@ def test_a_killed_writer_costs_a_pause(broker: Broker) -> None:
                         writer.send_signal(signal.SIGKILL)
             producer.flush(20)
         assert values(client, "pause") == [b"%d" % i for i in range(1000)]
+
+
+def test_a_ring_that_a_killed_writer_had_made_and_not_put_in_is_in_nobody_s_way(
+    broker: Broker,
+) -> None:
+    """The partition went offline: its first ring could not be made, its name was taken."""
+    with broker.client() as client:
+        client.create_topic("stray", partitions=1)
+        (entry,) = client.status()["partitions"]
+        a = client.connection.attachment
+        name = f"{a.prefix}-l{entry['writer']}.{entry['slot']}.{entry['generation'] + 1}"
+        shm.create(name, shm.KIND_LOG, 0, shm.log_bytes(65536), a.boot_id, a.dir_id).close()
+        with client.producer() as producer:
+            assert producer.send_and_wait("stray", b"fine", timeout=10).offset == 0
 
 
 def test_waits_end_with_broker_gone_when_it_stays_away(broker: Broker) -> None:

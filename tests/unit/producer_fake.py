@@ -207,6 +207,7 @@ class FakeConnection:
         self.changed = threading.Condition()
         self.back = True
         self.reconnect_s = 30.0
+        self.topic_listeners: set[Any] = set()
         self.pid = os.getpid()
         self.park = SimpleNamespace(address=broker.park)
         self._table = SimpleNamespace(address=broker.table)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shmbroker.config import RULES, BrokerConfig, Source, TopicSettings, load
 from shmbroker.errors import ConfigError, InvalidConfig
 from shmbroker.toml_lines import key_lines
-from shmbroker.topic_settings import TOPIC_RULES
+from shmbroker.topic_settings import TOPIC_RULES, altered
 from shmbroker.units import format_bytes, format_ms, parse_bytes, parse_ms, parse_s
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -278,12 +278,20 @@ def test_topic_settings_bear_kafkas_names_and_round_trip() -> None:
     assert (settings.retention_ms, settings.segment_bytes) == (86_400_000, 65_536)
     assert set(settings.to_kafka()) == set(TOPIC_RULES)
     assert TopicSettings.from_kafka(settings.to_kafka()) == settings
-    assert settings.differing_from(TopicSettings()) == {
-        "retention.ms": 86_400_000,
-        "segment.bytes": 65_536,
-    }
     assert settings.largest_batch_bytes == 65_536
     assert TopicSettings.from_kafka({"retention.ms": 1}, settings).segment_bytes == 65_536
+
+
+def test_an_altered_setting_is_checked_and_none_takes_it_back() -> None:
+    own = {"retention.ms": 5, "segment.ms": 7}
+    assert altered(own, {"retention.ms": None, "segment.bytes": "1MiB"}) == {
+        "segment.ms": 7,
+        "segment.bytes": 1 << 20,
+    }
+    assert altered(own, {"segment.bytes": None}) == own
+    for name, value in (("flush.ms", None), ("retention.mss", None), ("segment.ms", 0)):
+        with pytest.raises(InvalidConfig, match=name):
+            altered(own, {name: value})
 
 
 @pytest.mark.parametrize(

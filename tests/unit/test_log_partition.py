@@ -196,7 +196,7 @@ def test_a_clean_close_seals_what_the_engine_had_not_sealed_yet(make: MakeRig) -
 def test_fetch_below_the_first_segment_says_so(make: MakeRig) -> None:
     rig = make(SMALL)
     fill(rig)
-    rig.log.set_settings(TopicSettings(segment_bytes=64 << 10, retention_bytes=0))
+    rig.log.set_settings(TopicSettings(segment_bytes=64 << 10, retention_bytes=0), rig.reach)
     assert rig.log.retire(0, rig.offset) == 150
     with (
         SegmentReader(str(rig.path)) as reader,
@@ -249,7 +249,7 @@ def test_offset_for_time_finds_the_first_batch_that_is_young_enough(make: MakeRi
 def test_retention_moves_the_log_start_before_files_go(make: MakeRig, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     rig = make(SMALL)
     fill(rig)
-    rig.log.set_settings(TopicSettings(segment_bytes=64 << 10, retention_ms=1000))
+    rig.log.set_settings(TopicSettings(segment_bytes=64 << 10, retention_ms=1000), rig.reach)
 
     def stop(*_: object, **__: object) -> None:
         raise RuntimeError("killed")
@@ -270,13 +270,31 @@ def test_delete_records_hides_at_once_and_segments_go_with_the_next_retire(make:
     rig = make(SMALL)
     fill(rig)
     rig.checkpoint()
-    assert rig.log.delete_records(60) == 60
-    assert rig.log.delete_records(10) == 60
+    assert rig.log.delete_records(60, rig.offset) == 60
+    assert rig.log.delete_records(10, rig.offset) == 60
     with pytest.raises(OffsetOutOfRange):
-        rig.log.delete_records(10_000)
+        rig.log.delete_records(rig.offset + 1, rig.offset)
     assert checkpoint.load(str(rig.path)).log_start_offset == 60  # type: ignore[union-attr]
     assert rig.log.retire(0, rig.offset) is None  # the start does not move again
     assert [s.base_offset for s in rig.log.segments] == [50, 100, 150]
+
+
+def test_a_longer_reach_of_a_write_is_durable_before_the_first_such_write(make: MakeRig) -> None:
+    """Recovery must not take the torn end of a larger batch for damage."""
+    rig = make(SMALL)
+    fill(rig)
+    rig.checkpoint()
+    before = checkpoint.load(str(rig.path))
+    assert before is not None
+    rig.log.set_settings(SMALL, 4 * rig.reach)
+    after = checkpoint.load(str(rig.path))
+    assert after is not None
+    assert after.write_reach_bytes == 4 * rig.reach
+    assert after.durable_offset == before.durable_offset
+    rig.log.set_settings(SMALL, rig.reach)  # what was written so far reaches as far as it did
+    again = checkpoint.load(str(rig.path))
+    assert again is not None
+    assert again.write_reach_bytes == 4 * rig.reach
 
 
 def test_a_retired_segment_becomes_the_next_one(make: MakeRig) -> None:
