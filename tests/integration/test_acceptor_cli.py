@@ -84,6 +84,10 @@ def test_a_log_is_dumped_and_its_damage_found_and_repaired(cli_env: None, tmp_pa
     live = run_cli("log", "dump", str(data / "t-0"), "--json")
     assert live.returncode == 0, live.stderr
     assert sum(json.loads(line)["kind"] == "batch" for line in live.stdout.splitlines()) == 2
+    verified = run_cli("log", "verify", "--data-dir", str(data), "--json")
+    assert verified.returncode == 0, verified.stderr
+    (found,) = map(json.loads, verified.stdout.splitlines())
+    assert (found["start_offset"], found["end_offset"], found["problems"]) == (0, 3, [])
     refused = run_cli("log", "repair", "--data-dir", str(data))
     assert refused.returncode == 1
     assert "shmbroker down" in refused.stderr
@@ -96,6 +100,11 @@ def test_a_log_is_dumped_and_its_damage_found_and_repaired(cli_env: None, tmp_pa
     broken[70] ^= 0xFF
     segment.write_bytes(broken)
     assert run_cli("log", "dump", str(data / "t-0")).returncode == 5
+    damaged = run_cli("log", "verify", "t-0", "--data-dir", str(data))
+    assert damaged.returncode == 5
+    assert f"{segment.name} at byte 0" in damaged.stdout
+    assert "checkpoint at byte 0: offset 3 was durable" in damaged.stdout
+    assert run_cli("log", "verify", "t-1", "--data-dir", str(data)).returncode == 2
     said = run_cli("log", "repair", "t-0", "--data-dir", str(data))
     assert said.returncode == 5
     assert "loses" in said.stdout
