@@ -91,11 +91,12 @@ def _main(
 
 
 def _register() -> None:
-    from shmbroker.cli import backup, broker, config, consume, demo, log, produce, topic
+    from shmbroker.cli import backup, broker, config, consume, demo, doctor, log, produce, topic
 
     app.command("up")(broker.up)
     app.command("down")(broker.down)
     app.command("status")(broker.status)
+    app.command("doctor")(doctor.doctor)
     app.command("demo")(demo.demo)
     app.add_typer(topic.app, name="topic")
     app.command("produce")(produce.produce)
