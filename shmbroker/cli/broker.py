@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Annotated
 
@@ -86,14 +87,32 @@ def down(
 
 
 def status(
-    instance: Instance = None, data_dir: DataDir = None, json: Json = False, timeout: Timeout = 5.0
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl+C (exit code 0).")
+    ] = False,
+    interval: Annotated[
+        float,
+        typer.Option("--interval", min=0.1, metavar="SECONDS", help="Between two, with --watch."),
+    ] = 1.0,
+    instance: Instance = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+    timeout: Timeout = 5.0,
 ) -> None:
     """Show a broker's processes, memory, writers, partitions and clients.
+
+    A terminal gets the columns that it has room for; a pipe gets all.
 
     Example: shmbroker status --json | jq '.partitions[] | select(.state != "online")'
     """
     client = connect(instance, data_dir, timeout)
     try:
+        if watch:
+            from shmbroker.cli.watching import watch_status
+
+            with contextlib.suppress(KeyboardInterrupt):  # the way to end it, as with watch(1)
+                watch_status(client, interval, json=json)
+            return
         found = client.status()
     finally:
         client.close()
@@ -102,6 +121,7 @@ def status(
 
         sys.stdout.buffer.write(orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE))
         return
-    from shmbroker.cli.status_view import show
+    from shmbroker.cli.status_view import console, render
 
-    show(found)
+    out = console()
+    out.print(render(found, out.width))

@@ -1,4 +1,4 @@
-"""`log dump|repair`: what stands in a partition's files, and cutting where it is damaged."""
+"""`log dump|verify|repair`: what stands in a partition's files, and cutting where it is damaged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import typer
 from shmbroker import errors
 from shmbroker.cli.options import DataDir, Instance, Json, connect, places
 
-app = typer.Typer(help="Look into segments and indexes, and repair damage.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look into segments and indexes, verify them, repair damage.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -49,9 +51,77 @@ def dump(
 
 
 @app.command()
+def verify(
+    partitions: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TOPIC-PARTITION]...", help="May be repeated, else all."),
+    ] = None,
+    json: Json = False,
+    instance: Instance = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Check partitions: every CRC, every index entry, the checkpoint; changes nothing.
+
+    Reads all of the log, beside a running broker up to its durable end. One line a partition, its
+    problems below it; exit code 5 when there are any.
+
+    Example: shmbroker log verify ticks-0 ticks-1
+    """
+    where = places(instance, data_dir)
+    home, limits = _live(instance, data_dir)
+    home = home or where.data_dir
+    if not home.is_dir():
+        raise typer.BadParameter(f"{home} does not exist", param_hint="--data-dir")
+    damaged = 0
+    for name in _directories(home, partitions or []):
+        damaged += not _verify(home / name, limits.get((home / name).resolve()), json)
+    if damaged:
+        print(f"shmbroker: {damaged} damaged partition(s); see what a repair would lose with: "
+              "shmbroker log repair", file=sys.stderr)  # fmt: skip
+        raise typer.Exit(5)
+
+
+def _verify(directory: Path, limit: tuple[int, int] | None, json: bool) -> bool:
+    from dataclasses import asdict
+
+    from shmbroker.log.verify import verify
+
+    found = verify(str(directory), limit)
+    if json:
+        import orjson
+
+        sys.stdout.buffer.write(orjson.dumps(asdict(found), option=orjson.OPT_APPEND_NEWLINE))
+    else:
+        verdict = "fine" if not found.problems else f"{len(found.problems)} problem(s)"
+        print(
+            f"{directory.name}: {verdict}: offsets {max(0, found.start_offset)} to "
+            f"{max(0, found.end_offset)}, {found.records:,} records in {found.batches:,} batches, "
+            f"{found.segments} segments, {found.bytes:,} bytes, {found.index_entries:,} index "
+            "entries",
+            flush=True,
+        )
+        for problem in found.problems:
+            print(f"  {problem['file']} at byte {problem['position']}: {problem['text']}")
+    return not found.problems
+
+
+def _directories(home: Path, asked: list[str]) -> list[str]:
+    from shmbroker.log.names import split_directory
+
+    there = sorted(d.name for d in home.iterdir() if d.is_dir() and split_directory(d.name)[1] >= 0)
+    for name in asked:
+        if name not in there:
+            raise typer.BadParameter(
+                f"{name!r} is no partition in {home}; there are: {', '.join(there[:10]) or 'none'}"
+            )
+    return asked or there
+
+
+@app.command()
 def repair(
     partitions: Annotated[
-        list[str] | None, typer.Argument(metavar="[TOPIC-PARTITION]...", help="Else all.")
+        list[str] | None,
+        typer.Argument(metavar="[TOPIC-PARTITION]...", help="May be repeated, else all."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it; else only say.")] = False,
     instance: Instance = None,
@@ -134,31 +204,39 @@ def _durable_limit(path: Path, instance: str | None) -> int | None:
     """Where a running broker's durable end lies in `path`, or in its last segment; None without."""
     path = path.resolve()
     directory, base = (path, None) if path.is_dir() else (path.parent, path.stem)
-    try:
-        client = connect(instance, None, 1.0)
-    except errors.ShmbrokerError:
+    _, limits = _live(instance, None)
+    limit = limits.get(directory)
+    segments = sorted(int(file.stem) for file in directory.glob("*.log"))
+    if limit is None or not segments:
         return None
+    asked = int(base) if base is not None and base.isdecimal() else segments[-1]
+    if asked < limit[0]:
+        return None
+    return 0 if asked > limit[0] else max(0, limit[1])
+
+
+def _live(
+    instance: str | None, data_dir: Path | None
+) -> tuple[Path | None, dict[Path, tuple[int, int]]]:
+    """A running broker's data directory, and its partitions' durable ends: (base offset of a
+    segment, position in it). (None, {}) where none answers."""
     try:
-        partitions: list[Mapping[str, Any]] = client.status()["partitions"]
-        data_dir = client.connection.attachment.data_dir.resolve()
+        client = connect(instance, data_dir, 1.0)
+    except errors.ShmbrokerError:
+        return None, {}
+    try:
+        found: list[Mapping[str, Any]] = client.status()["partitions"]
+        home = client.connection.attachment.data_dir.resolve()
     finally:
         client.close()
-    for at in partitions:
-        if (
-            data_dir / f"{at['topic']}-{at['partition']}" != directory
-            or "flush_base_offset" not in at
-        ):
-            continue
-        segments = sorted(int(file.stem) for file in directory.glob("*.log"))
-        if not segments:
-            return None
-        asked = int(base) if base is not None and base.isdecimal() else segments[-1]
-        if asked < at["flush_base_offset"]:
-            return None
-        if asked > at["flush_base_offset"]:
-            return 0
-        return max(0, int(at["durable_position"] - at["flush_base_position"]))
-    return None
+    return home, {
+        home / f"{at['topic']}-{at['partition']}": (
+            at["flush_base_offset"],
+            at["durable_position"] - at["flush_base_position"],
+        )
+        for at in found
+        if "flush_base_offset" in at
+    }
 
 
 def _text(item: Mapping[str, Any]) -> str:

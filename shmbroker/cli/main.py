@@ -91,16 +91,19 @@ def _main(
 
 
 def _register() -> None:
-    from shmbroker.cli import broker, config, consume, demo, log, produce, topic
+    from shmbroker.cli import backup, broker, config, consume, demo, doctor, log, produce, topic
 
     app.command("up")(broker.up)
     app.command("down")(broker.down)
     app.command("status")(broker.status)
+    app.command("doctor")(doctor.doctor)
     app.command("demo")(demo.demo)
     app.add_typer(topic.app, name="topic")
     app.command("produce")(produce.produce)
     app.command("consume")(consume.consume)
     app.add_typer(log.app, name="log")
+    app.command("backup")(backup.backup)
+    app.command("restore")(backup.restore)
     app.add_typer(config.app, name="config")
     _say_exit_codes(app)
 

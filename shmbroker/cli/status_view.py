@@ -1,64 +1,98 @@
-"""How `status` looks to a person."""
+"""How `status` looks to a person: as many columns as the terminal has room for.
+
+Nothing is cut off within a column; what has no room is left out from the least important on, and a
+pipe gets all of it.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
+
+_PIPE_WIDTH: Final = 500  # nothing is left out or wrapped
+_GAP: Final = 3
+
+Row = Sequence[Any]
+Before = Mapping[str, Any]  # an earlier status and when it was taken, for rates
 
 
-def show(found: Mapping[str, Any]) -> None:
-    """Prints it."""
-    # Wider than any terminal: nothing is cut off, the terminal wraps what it has no room for.
-    console = Console(highlight=False, width=500)
+def console() -> Console:
+    """Standard output, in its own width."""
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    return Console(highlight=False, width=width, soft_wrap=False)
+
+
+def render(found: Mapping[str, Any], width: int, before: Before | None = None) -> RenderableType:
+    """All of it. With an earlier status `before`, partitions have rates."""
     adopted = ", took over a killed broker's rings" if found["adopted"] else ""
-    console.print(
-        f"broker [bold]{found['instance']}[/bold] is {found['state']}, pid {found['broker_pid']}, "
-        f"up {_duration(found['uptime_s'])}{adopted}"
-    )
-    console.print(f"data {found['data_dir']} (id {found['data_dir_id'][:8]})")
-    console.print("endpoints " + ", ".join(found["endpoints"].values()))
     memory = found["memory"]
-    console.print(
-        f"memory {size(memory['used_bytes'])} of {size(memory['budget_bytes'])}: log rings "
-        f"{size(memory['log_bytes'])}, ingress rings {size(memory['ingress_bytes'])}, tables "
-        f"{size(memory['table_bytes'])}; /dev/shm has {size(memory['shm_free_bytes'])} free"
-    )
-    _print(
-        console,
-        ("process", "pid", "state", "restarts", "cpus"),
-        [
-            (
-                p["name"],
-                p["pid"] or "-",
-                p.get("state", "-"),
-                p.get("restarts", "-"),
-                _cpus(p["cpus"]) + (" (pinned)" if p.get("pinned") else ""),
-            )
-            for p in found["processes"]
-        ],
-    )
-    _print(
-        console,
-        ("partition", "writer", "state", "offsets", "unsynced", "segments", "io", "ring",
-         "waits for"),
-        [_partition(p) for p in found["partitions"]],
-    )  # fmt: skip
-    _print(
-        console,
-        ("client", "pid", "name", "attached", "ingress", "writer", "fill", "waits for"),
-        [row for client in found["clients"] for row in _client(client)],
-    )
+    lines = [
+        Text.assemble("broker ", (found["instance"], "bold"), f" is {found['state']}, pid "
+                      f"{found['broker_pid']}, up {duration(found['uptime_s'])}{adopted}"),
+        Text(f"data {found['data_dir']} (id {found['data_dir_id'][:8]})"),
+        Text("endpoints " + ", ".join(found["endpoints"].values())),
+        Text(
+            f"memory {size(memory['used_bytes'])} of {size(memory['budget_bytes'])}: log rings "
+            f"{size(memory['log_bytes'])}, ingress rings {size(memory['ingress_bytes'])}, tables "
+            f"{size(memory['table_bytes'])}; /dev/shm has {size(memory['shm_free_bytes'])} free"
+        ),
+    ]  # fmt: skip
+    tables = [_processes(found, width), _partitions(found, width, before), _clients(found, width)]
+    parts: list[RenderableType] = [*lines]
+    for table in tables:
+        if table is not None:
+            parts += [Text(""), table]
+    return Group(*parts)
+
+
+def _processes(found: Mapping[str, Any], width: int) -> Table | None:
+    rows = [
+        (
+            p["name"],
+            p["pid"] or "-",
+            p.get("state", "-"),
+            p.get("restarts", "-"),
+            _cpus(p["cpus"]) + (" (pinned)" if p.get("pinned") else ""),
+        )
+        for p in found["processes"]
+    ]
+    return table(("process", "pid", "state", "restarts", "cpus"), rows, width)
+
+
+def _partitions(found: Mapping[str, Any], width: int, before: Before | None) -> Table | None:
+    head = ["partition", "writer", "state", "offsets", "unsynced", "segments", "io", "ring",
+            "waits for"]  # fmt: skip
+    rows = [_partition(p) for p in found["partitions"]]
+    if before is not None:
+        head.insert(3, "records/s")
+        rates = _rates(found, before)
+        rows = [(*row[:3], rates[row[0]], *row[3:]) for row in rows]
+    least = ("io", "segments", "ring", "writer", "unsynced", "waits for", "offsets")
+    return table(head, rows, width, least)
+
+
+def _rates(found: Mapping[str, Any], before: Before) -> dict[str, str]:
+    seconds = max(1e-3, found["uptime_s"] - before["uptime_s"])
+    was = {(p["topic"], p["partition"]): p.get("log_end_offset") for p in before["partitions"]}
+    rates = {}
+    for p in found["partitions"]:
+        old, new = was.get((p["topic"], p["partition"])), p.get("log_end_offset")
+        known = old is not None and new is not None and new >= old
+        rates[f"{p['topic']}-{p['partition']}"] = f"{(new - old) / seconds:,.0f}" if known else "-"
+    return rates
 
 
 def _partition(p: Mapping[str, Any]) -> tuple[Any, ...]:
     state = p["state"] if p["state"] == "online" else f"{p['state']}: {p['reason']}"
     blocked, segments = p.get("blocked_s"), p.get("segments", "-")
-    waits = f"{p['blocked_why']} {_duration(blocked)}" if blocked else "-"
+    waits = f"{p['blocked_why']} {duration(blocked)}" if blocked else "-"
     return (
         f"{p['topic']}-{p['partition']}",
         p["writer"],
@@ -70,6 +104,12 @@ def _partition(p: Mapping[str, Any]) -> tuple[Any, ...]:
         _fill(p.get("ring_fill_bytes", 0), p.get("ring_bytes", 0)),
         waits,
     )
+
+
+def _clients(found: Mapping[str, Any], width: int) -> Table | None:
+    head = ("client", "pid", "name", "attached", "ingress", "writer", "fill", "waits for")
+    rows = [row for client in found["clients"] for row in _client(client)]
+    return table(head, rows, width, ("attached", "ingress", "client", "writer", "fill", "name"))
 
 
 def _client(client: Mapping[str, Any]) -> list[tuple[Any, ...]]:
@@ -88,20 +128,43 @@ def _client(client: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     return rows or [(*who, "-", "-", "-", "-")]
 
 
+def table(
+    head: Sequence[str], rows: Sequence[Row], width: int, least: Sequence[str] = ()
+) -> Table | None:
+    """A table of at most `width` columns of text; `least` names its columns in the order in which
+    they are left out. None without rows."""
+    if not rows:
+        return None
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = {name: max(len(name), *(len(row[n]) for row in cells)) for n, name in enumerate(head)}
+    shown = list(head)
+    for name in least:
+        if sum(widths[n] + _GAP for n in shown) <= width + _GAP:
+            break
+        shown.remove(name)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in shown:
+        numbers = all(row[head.index(name)].replace(",", "").isdecimal() for row in cells)
+        # The first column is the name of a thing: it goes on in the next line rather than be cut.
+        made.add_column(
+            name, overflow="fold", no_wrap=False, justify="right" if numbers else "left"
+        )
+    for row in cells:
+        made.add_row(
+            *(Text(row[head.index(name)], style=_style(row, head, name)) for name in shown)
+        )
+    return made
+
+
+def _style(row: Sequence[str], head: Sequence[str], name: str) -> str:
+    text = row[list(head).index(name)]
+    if name == "state" and not text.startswith(("online", "up", "running", "ready", "-")):
+        return "yellow" if text.startswith("opening") else "red"
+    return "bold" if name == head[0] else ""
+
+
 def _fill(used: int, capacity: int) -> str:
     return f"{size(used)} of {size(capacity)}" if capacity else "-"
-
-
-def _print(console: Console, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    if not rows:
-        return
-    table = Table(*head, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in table.columns:
-        column.no_wrap = True
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    console.print()
-    console.print(table)
 
 
 def size(n: int) -> str:
@@ -114,7 +177,8 @@ def size(n: int) -> str:
     return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time, for people."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     minutes = int(seconds) // 60

@@ -166,6 +166,15 @@ def _create(path: Path) -> DataDir:
     others = sorted({entry.name for entry in path.iterdir()} - {LOCK_FILE, new.name, "lost+found"})
     if others:
         raise _no_data_dir(path, f"has no {IDENTITY_FILE} and holds other files ({others[0]} …)")
+    return give_identity(path)
+
+
+def give_identity(path: Path) -> DataDir:
+    """Makes `path`, whatever it holds, a data directory with an id of its own; durable on return.
+
+    For a restore, whose last step it is: what has no identity is no broker's. Under the lock.
+    """
+    new = path / f"{IDENTITY_FILE}.new"
     data_dir = DataDir(path, uuid.uuid4().hex)
     with new.open("w", encoding="utf-8") as file:
         json.dump({"format_version": FORMAT_VERSION, "data_dir_id": data_dir.data_dir_id}, file)
@@ -233,10 +242,12 @@ def _no_data_dir(path: Path, reason: str) -> DataDirVersion:
 
 __all__ = [
     "FORMAT_VERSION",
+    "IDENTITY_FILE",
     "LOCK_FILE",
     "META_FILE",
     "DataDir",
     "DataDirLock",
+    "give_identity",
     "lock_exclusive",
     "lock_shared",
     "open_data_dir",

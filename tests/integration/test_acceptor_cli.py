@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,6 +114,10 @@ def test_a_log_is_dumped_and_its_damage_found_and_repaired(cli_env: None, tmp_pa
     live = run_cli("log", "dump", str(data / "t-0"), "--json")
     assert live.returncode == 0, live.stderr
     assert sum(json.loads(line)["kind"] == "batch" for line in live.stdout.splitlines()) == 2
+    verified = run_cli("log", "verify", "--data-dir", str(data), "--json")
+    assert verified.returncode == 0, verified.stderr
+    (found,) = map(json.loads, verified.stdout.splitlines())
+    assert (found["start_offset"], found["end_offset"], found["problems"]) == (0, 3, [])
     refused = run_cli("log", "repair", "--data-dir", str(data))
     assert refused.returncode == 1
     assert "shmbroker down" in refused.stderr
@@ -125,12 +130,57 @@ def test_a_log_is_dumped_and_its_damage_found_and_repaired(cli_env: None, tmp_pa
     broken[70] ^= 0xFF
     segment.write_bytes(broken)
     assert run_cli("log", "dump", str(data / "t-0")).returncode == 5
+    damaged = run_cli("log", "verify", "t-0", "--data-dir", str(data))
+    assert damaged.returncode == 5
+    assert f"{segment.name} at byte 0" in damaged.stdout
+    assert "checkpoint at byte 0: offset 3 was durable" in damaged.stdout
+    assert run_cli("log", "verify", "t-1", "--data-dir", str(data)).returncode == 2
     said = run_cli("log", "repair", "t-0", "--data-dir", str(data))
     assert said.returncode == 5
     assert "loses" in said.stdout
     done = run_cli("log", "repair", "t-0", "--yes", "--data-dir", str(data))
     assert done.returncode == 0, done.stderr
     assert run_cli("log", "dump", str(segment)).returncode == 0
+
+
+@pytest.mark.parametrize("form", [("--json",), ()])
+def test_status_is_watched_until_ctrl_c(broker: dict[str, object], form: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "shmbroker.cli.main", "status", "--watch", "--interval", "0.1"]
+    process = subprocess.Popen(
+        [*command, *form], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        seen = 0
+        while seen < 3:
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            seen += line.startswith(("{", "broker "))
+            if form:
+                assert json.loads(line)["broker_pid"] == broker["broker_pid"]
+            assert "\x1b" not in line
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(20) == 0
+        assert process.stderr.read() == ""
+        assert "\x1b" not in rest
+
+
+def test_completion_names_the_topics_of_a_running_broker(broker: dict[str, object]) -> None:
+    for name in ("ticks", "trades", "other"):
+        run_cli("topic", "create", name)
+    program = "import sys; sys.argv[0] = 'shmbroker'; from shmbroker.cli.main import app; app()"
+    env = os.environ | {
+        "_SHMBROKER_COMPLETE": "complete_bash",
+        "COMP_WORDS": "shmbroker consume t", "COMP_CWORD": "2",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=env, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == ["ticks", "trades"]
+    assert done.stderr == ""
 
 
 def test_a_second_up_is_refused_with_the_pid(broker: dict[str, object]) -> None:

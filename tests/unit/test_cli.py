@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import re
 import subprocess
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 from shmbroker import errors
 from shmbroker.cli import main
 from shmbroker.cli.main import app, exit_code_of
-from shmbroker.cli.status_view import size
+from shmbroker.cli.status_view import render, size
 
 runner = CliRunner()
 
@@ -196,6 +197,76 @@ def test_parsing_a_command_loads_no_broker_and_no_socket_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_config_show_names_whence_each_place_came(
+    isolated_env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sources(*words: str) -> dict[str, tuple[Any, str]]:
+        lines = runner.invoke(app, ["config", "show", "--json", *words]).stdout.splitlines()
+        return {f["key"]: (f["value"], f["source"]) for f in map(json.loads, lines)}
+
+    found = sources()
+    assert found["instance"] == ("default", "default")
+    assert found["config"] == (None, "environment XDG_CONFIG_HOME")
+    assert found["data_dir"] == (
+        f"{tmp_path}/data/shmbroker/default", "environment XDG_DATA_HOME",
+    )  # fmt: skip
+    monkeypatch.setenv("SHMBROKER_INSTANCE", "a")
+    monkeypatch.setenv("SHMBROKER_DATA_DIR", "/somewhere")
+    found = sources()
+    assert found["instance"] == ("a", "environment SHMBROKER_INSTANCE")
+    assert found["data_dir"] == ("/somewhere", "environment SHMBROKER_DATA_DIR")
+    assert found["runtime_dir"][0] == f"{tmp_path}/run/shmbroker/a"
+    found = sources("--instance", "b", "--data-dir", "/else")
+    assert found["instance"] == ("b", "flag --instance")
+    assert found["data_dir"] == ("/else", "flag --data-dir")
+    usual = tmp_path / "config" / "shmbroker" / "b.toml"
+    usual.parent.mkdir()
+    usual.write_text('[memory]\nbudget_bytes = "512MiB"\n[log]\nretention.ms = "7d"\n')
+    found = sources("--instance", "b")
+    assert found["config"] == (str(usual), "environment XDG_CONFIG_HOME")
+    assert found["memory.budget_bytes"] == (512 << 20, f"file {usual}:2")
+    assert found["log.retention.ms"] == (7 * 86_400_000, f"file {usual}:4")
+    other = tmp_path / "other.toml"
+    other.write_text("")
+    assert sources("--config", str(other))["config"] == (str(other), "flag --config")
+
+
+def _status(partitions: int) -> dict[str, Any]:
+    memory = dict.fromkeys(
+        ("used_bytes", "budget_bytes", "log_bytes", "ingress_bytes", "table_bytes",
+         "shm_free_bytes"), 123_456_789,
+    )  # fmt: skip
+    part = {"writer": 0, "state": "online", "reason": "", "blocked_s": 3.5, "blocked_why": "ring",
+            "log_start_offset": 0, "log_end_offset": 10**12, "durable_offset": 10**12 - 5,
+            "segments": [1, 2], "io_mode": "direct", "ring_bytes": 1 << 20}  # fmt: skip
+    ring = {"ingress": 3, "writer": 0, "capacity": 1 << 20, "waits_for": "ticks-0: ring"}
+    return {
+        "instance": "default", "state": "running", "broker_pid": 1, "uptime_s": 9.0,
+        "adopted": False, "data_dir": "/data", "data_dir_id": "f" * 32, "memory": memory,
+        "endpoints": {"attach": "/run/attach"},
+        "processes": [{"name": "acceptor", "pid": 1, "cpus": [0, 1, 2, 4]}],
+        "partitions": [part | {"topic": "a-rather-long-name" * 3, "partition": n}
+                       for n in range(partitions)],
+        "clients": [{"client": 1, "pid": 2, "name": "a program with a long name" * 2,
+                     "attached_s": 0, "ingress": [ring]}],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_status_fits_the_terminal_and_leaves_out_the_least(width: int) -> None:
+    from rich.console import Console
+
+    out = Console(width=width, record=True, file=io.StringIO())
+    found = _status(2)
+    out.print(render(found, width, found | {"uptime_s": 8.0}))
+    lines = out.export_text().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    text = "\n".join(lines)
+    for always in ("partition", "state", "records/s", "a-rather-long-name"):
+        assert always in text
+    assert ("segments" in text) == (width == 200)
 
 
 def test_sizes_are_written_for_people() -> None:
