@@ -56,8 +56,6 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'shmbroker' has no attribute {name!r}")
     if name == "embedded":  # not part of the client: it starts processes
-        from importlib import import_module
-
         value = import_module("shmbroker.embedded").embedded
     else:
         from shmbroker import client
