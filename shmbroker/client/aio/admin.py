@@ -35,6 +35,8 @@ class Admin:
         raise NotImplementedError
 
     create_topic = _twin(SyncAdmin.create_topic)
+    alter_topic = _twin(SyncAdmin.alter_topic)
+    delete_records = _twin(SyncAdmin.delete_records)
     delete_topic = _twin(SyncAdmin.delete_topic)
     topics = _twin(SyncAdmin.topics)
     describe_topic = _twin(SyncAdmin.describe_topic)

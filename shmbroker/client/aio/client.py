@@ -121,6 +121,11 @@ class Client(Admin):
         return self._sync.instance
 
     @property
+    def address(self) -> str:
+        """As of `shmbroker.Client`."""
+        return self._sync.address
+
+    @property
     def closed(self) -> bool:
         """Whether close() was called."""
         return self._closed
