@@ -105,6 +105,7 @@ cdef class Outlets:
         self.by_writer = {}
         self.retired = []
         self.states = weakref.WeakSet()
+        self.gone = "the broker went away"
         self.ring_bytes = ring_bytes
         self.slots = slots
         connection.listen(self)
@@ -128,6 +129,7 @@ cdef class Outlets:
             self.end_watches(SHMB_WHY_CLOSED)
         except errors.BrokerGone as error:
             _log.warning("records were not sent again: %s", error)
+            self.gone = str(error)
             self.end_watches(SHMB_WHY_GONE)
         except errors.ShmbrokerError as error:
             _log.warning("records could not be sent again after the broker came back: %s", error)

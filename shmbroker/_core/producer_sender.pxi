@@ -39,6 +39,10 @@ cdef class Lanes:
                 self.sticky = <int32_t>(rand_r(&_seed) % self.partitions)
         return self.sticky
 
+    def has(self, partition):
+        """Asks the broker if need be; raises UnknownTopic without that partition."""
+        _partition(self, partition)
+
     cdef int grow(self) except -1:
         """Asks whether the topic has got more partitions."""
         cdef int32_t n
@@ -159,8 +163,11 @@ cdef class Sender:
     def is_closed(self):
         return shmb_peek32(&self.closed) != 0
 
-    def end_watches(self):
-        """After close(): nobody waits for what is not settled; callbacks run, awaits end in ClosedError."""
+    def end_watches(self, timeout=None):
+        """After close(): nobody waits for what is not settled; callbacks run, awaits end in ClosedError.
+
+        Waits up to `timeout` s (delivery_timeout_ms by default) for the callbacks.
+        """
         cdef Lanes topic
         cdef int32_t p
         cdef shmb_outlet *o
@@ -172,7 +179,8 @@ cdef class Sender:
                     o = shmb_lane_lock(topic.lanes[p])
                     shmb_lane_tell(topic.lanes[p], SHMB_WHY_CLOSED)
                     shmb_unlock(&o.lock)
-        _wait_for_callbacks(shmb_now_ns() + self.delivery_ns)
+        if timeout != 0:
+            _wait_for_callbacks(shmb_now_ns() + self.delivery_ns if timeout is None else _deadline(timeout))
 
     cdef Lanes topic(self, str name):
         found = self.topics.get(name)
@@ -264,9 +272,7 @@ cdef class Sender:
             with nogil:
                 why = shmb_wait_progress(o.ring.back, o.ring.word, tail, receipts, &w)
             if not self.waited(why, lane, deadline_ns, False):
-                raise errors.BufferFull(
-                    f"the ring to the writer of {topic.name}-{lane.partition} stayed full for max_block_ms "
-                    f"({self.max_block_ns // 1_000_000}){_why_blocked(lane)}; the record was not taken")
+                raise self.full(topic, lane)
         elif put == SHMB_PUT_BUSY:
             with nogil:
                 shmb_lane_wait_busy(lane)
@@ -311,6 +317,11 @@ cdef class Sender:
             self.new_id(lane)
         return 0
 
+    cdef object full(self, Lanes topic, shmb_lane *lane):
+        return errors.BufferFull(
+            f"the ring to the writer of {topic.name}-{lane.partition} stayed full for max_block_ms "
+            f"({self.max_block_ns // 1_000_000}){_why_blocked(lane)}; the record was not taken")
+
     # ---- What needs Python ----
 
     cdef int compress(self, shmb_lane *lane) except -1:
@@ -341,6 +352,47 @@ cdef class Sender:
             shmb_unlock(&o.lock)
             shmb_lane_wake_busy(lane)
         return 0
+
+    cdef shmb_put seal_now(self, shmb_lane *lane):
+        """Seals the open batch as far as that needs no waiting; else the client thread does when it can."""
+        cdef shmb_put put
+        shmb_lane_due(lane)
+        put = shmb_lane_flush(lane)
+        if put == SHMB_PUT_COMPRESS:
+            self.compress(lane)
+            put = shmb_lane_flush(lane)
+        shmb_tender_poke(lane.out)
+        return put
+
+    def renew(self, Lanes topic, p):
+        """Does what the open batch of a lane needs, other than room, to be sealed. May block."""
+        cdef shmb_lane *lane = topic.lanes[<int32_t>p]
+        cdef shmb_put put = shmb_lane_flush(lane)
+        if put != SHMB_PUT_OK and put != SHMB_PUT_NO_ROOM:
+            self.unblock(put, topic, lane, NULL, 0, 0, INT64_MAX)
+            shmb_lane_flush(lane)
+
+    cdef Held newest_unsettled(self, Lanes topic, int32_t p):
+        """The batch after whose outcome a flush has nothing more to wait for; None: it has nothing."""
+        cdef shmb_lane *lane = topic.lanes[p]
+        cdef shmb_pbatch *b
+        cdef shmb_outlet *o
+        if lane == NULL:
+            return None
+        o = shmb_lane_lock(lane)
+        shmb_outlet_drain(o)
+        shmb_lane_settle(lane)
+        b = lane.last
+        if b == NULL or shmb_pbatch_settled(b):
+            b = lane.waiting_last
+        if b != NULL:
+            shmb_pbatch_hold(b)
+        shmb_unlock(&o.lock)
+        if b == NULL:
+            return None
+        held = _hold(topic, b)
+        shmb_pbatch_release(b)
+        return held
 
     cdef warn_uncompressed(self, error):
         if not self.warned_uncompressed:

@@ -12,6 +12,7 @@ FOLDERS = {
     "shmbroker/log/": (".py",),
     "shmbroker/control/": (".py",),
     "shmbroker/client/": (".py",),
+    "shmbroker/client/aio/": (".py",),
     "workers/": (".py",),
     "shmbroker/cli/": (".py",),
     "perf/": (".py",),
