@@ -285,6 +285,7 @@ cdef extern from "producer_thread.h" nogil:
         shmb_a32 interval_us
     shmb_tender_state shmb_tender
     uint32_t shmb_fork_generation
+    void shmb_forks_count()
     void shmb_tender_poke(shmb_outlet *o)
     enum:
         SHMB_TENDER_COMPRESS

@@ -61,12 +61,16 @@ ManyMetadata = collections.namedtuple("ManyMetadata", "topic records base_offset
 shmb_signal_look_ns = 0 if os.environ.get("SHMBROKER_PARK_FOREVER") else 500_000_000
 
 shmb_ticks_calibrate()
+shmb_forks_count()
 
 include "producer_outlet.pxi"
+include "producer_move.pxi"
 include "producer_watch.pxi"
 include "producer_receipt.pxi"
+include "producer_topic.pxi"
 include "producer_sender.pxi"
 include "producer_aio.pxi"
+include "producer_sending.pxi"
 
 
 def _stop_thread():
