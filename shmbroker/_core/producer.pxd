@@ -248,6 +248,7 @@ cdef extern from "producer_lanes.h" nogil:
     shmb_put shmb_lane_send(shmb_lane *l, const shmb_item *r, shmb_pbatch **pb, int32_t *index,
                             shmb_put *after)
     shmb_put shmb_lane_flush(shmb_lane *l)
+    void shmb_lane_due(shmb_lane *l)
     void shmb_lane_forget(shmb_lane *l)
     void shmb_outlet_hold(shmb_outlet *o)
     void shmb_outlet_release(shmb_outlet *o)
@@ -284,6 +285,7 @@ cdef extern from "producer_thread.h" nogil:
         shmb_a32 interval_us
     shmb_tender_state shmb_tender
     uint32_t shmb_fork_generation
+    void shmb_forks_count()
     void shmb_tender_poke(shmb_outlet *o)
     enum:
         SHMB_TENDER_COMPRESS
@@ -327,6 +329,7 @@ cdef class Outlets:
     cdef dict by_writer                # writer -> Outlet
     cdef list retired                  # their receipts stay mapped: waiters may still look at them
     cdef object states                 # WeakSet of Sender
+    cdef str gone                      # what BrokerGone said last
     cdef uint32_t ring_bytes
     cdef uint32_t slots
 
@@ -334,6 +337,9 @@ cdef class Outlets:
     cdef watched(self)
     cdef int confirm(self, timeout, given_up=*) except -1
     cdef int _move(self, list olds, bint resend, uint64_t capacity) except -1
+
+
+cdef class Held
 
 
 cdef class Lanes:
@@ -371,7 +377,12 @@ cdef class Sender:
     cdef int64_t max_block_ns
     cdef int64_t delivery_ns
 
+    cdef object mail                   # LoopMail of an asyncio producer, or None
+
     cdef int usable(self) except -1
+    cdef object full(self, Lanes topic, shmb_lane *lane)
+    cdef shmb_put seal_now(self, shmb_lane *lane)
+    cdef Held newest_unsettled(self, Lanes topic, int32_t p)
     cdef Lanes topic(self, str name)
     cdef int settle(self, shmb_pbatch *b, int64_t deadline_ns) except -1
     cdef int waited(self, int why, shmb_lane *lane, int64_t deadline_ns, bint was_closed) except -1
@@ -417,3 +428,56 @@ cdef class ManyReceipt:
 
 cdef class ProducerBase:
     cdef Sender _sender
+
+
+cdef class LoopMail:
+    cdef readonly object loop
+    cdef object bridge                 # client/aio/bridge.py
+    cdef Mailbox mailbox               # of futures; its eventfd is the bridge's
+    cdef dict to_seal                  # (Lanes, partition): None, in order
+    cdef set rooms                     # futures that wait for room
+    cdef object room                   # the one that an attempt has just made
+    cdef dict lines                    # (Lanes, partition): deque of Spot
+    cdef int in_line                   # of all of them
+    cdef bint closed
+
+    cdef check(self)
+    cdef seal_soon(self, Lanes lanes, int32_t p)
+    cdef object watch(self, Held held)
+    cdef object future(self)
+    cdef turn(self, line)
+    cdef object watch_room(self, shmb_lane *lane, uint64_t tail, uint64_t receipts, Outlets outlets)
+    cdef unwatch_room(self, shmb_lane *lane, future)
+
+
+cdef class Spot:
+    cdef object future                 # while it waits
+
+    cdef end(self, why)
+
+
+cdef class Held:
+    cdef Lanes lanes
+    cdef shmb_pbatch *b                # one Python reference
+
+
+cdef class AsyncProducerBase:
+    cdef Sender _sender
+    cdef LoopMail mail
+    cdef ProducerBase blocking         # for what is done in the executor
+    cdef int streak                    # sends since the loop had a turn
+
+
+cdef class Sending:
+    cdef AsyncProducerBase producer
+    cdef object topic
+    cdef object value
+    cdef tuple more                    # key, headers, partition, timestamp, or None: each costs on the way
+    cdef object inner                  # the coroutine of the slow way
+    cdef shmb_put put                  # what stopped the last attempt
+    cdef int32_t p
+    cdef int need
+    cdef bint begun
+    cdef bint fits                     # the record's size was checked
+
+    cdef Receipt attempt(self, bint watching)

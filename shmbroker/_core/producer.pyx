@@ -10,7 +10,7 @@ A forked child gets ForkedError from everything, and its destructors touch nothi
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 from cpython.bytes cimport (
     PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE)
 from cpython.exc cimport PyErr_CheckSignals
@@ -30,14 +30,17 @@ from shmbroker._core.columns cimport (
     shmb_slice, shmb_walk, shmb_walk_here, shmb_walk_on, slices_of, times_of)
 
 import atexit
+import collections
 import datetime
+import functools
+import importlib
 import logging
 import os
 import threading
 import time
+import warnings
 import weakref
 from array import array
-from collections import namedtuple
 
 from shmbroker import errors
 from shmbroker._core import shm
@@ -56,19 +59,24 @@ cdef int64_t SPIN_NS = 30_000 if _MANY_CPUS else 0     # before parking for a re
 cdef int64_t SPIN_DURABLE_NS = 250_000 if _MANY_CPUS else 0  # at most, for a write that is that fast
 cdef unsigned int _seed = (os.getpid() * 2654435761 ^ time.time_ns()) & 0x7fffffff
 
-RecordMetadata = namedtuple("RecordMetadata", "topic partition offset timestamp")
-ManyMetadata = namedtuple("ManyMetadata", "topic records base_offsets counts")
+RecordMetadata = collections.namedtuple("RecordMetadata", "topic partition offset timestamp")
+ManyMetadata = collections.namedtuple("ManyMetadata", "topic records base_offsets counts")
 
 # A sleep is interrupted at least this often to look for signals; see park.h.
 shmb_signal_look_ns = 0 if os.environ.get("SHMBROKER_PARK_FOREVER") else 500_000_000
 
 shmb_ticks_calibrate()
+shmb_forks_count()
 
 include "producer_outlet.pxi"
+include "producer_move.pxi"
 include "producer_watch.pxi"
 include "producer_receipt.pxi"
+include "producer_topic.pxi"
 include "producer_sender.pxi"
 include "producer_columns.pxi"
+include "producer_aio.pxi"
+include "producer_sending.pxi"
 
 
 def _stop_thread():
@@ -170,6 +178,38 @@ cdef inline int _point(const void **at, int32_t *size, what, str role, list held
     return 0
 
 
+cdef inline list _fill(shmb_item *item, value, key, headers, timestamp):
+    """Fills a record in; returns what has to be kept until it is encoded, besides the arguments."""
+    cdef list held = None
+    cdef bytes encoded
+    if PyBytes_CheckExact(value) and PyBytes_GET_SIZE(value) < INT32_MAX // 2:
+        item.value = PyBytes_AS_STRING(value)
+        item.value_bytes = <int32_t>PyBytes_GET_SIZE(value)
+    else:
+        held = []
+        _point(&item.value, &item.value_bytes, value, "value", held)
+    if key is None:
+        item.key_bytes = -1
+        item.key = NULL
+    else:
+        if held is None:
+            held = []
+        _point(&item.key, &item.key_bytes, key, "key", held)
+    if headers is None:
+        item.headers = NULL
+        item.headers_bytes = 0
+        item.headers_count = 0
+    else:
+        encoded = _encode_headers(headers, &item.headers_count)
+        item.headers = PyBytes_AS_STRING(encoded)
+        item.headers_bytes = <uint32_t>PyBytes_GET_SIZE(encoded)
+        if held is None:
+            held = []
+        held.append(encoded)
+    item.timestamp = shmb_wall_ms() if timestamp is None else _milliseconds(timestamp)
+    return held
+
+
 # ---- The calls ----
 
 cdef class ProducerBase:
@@ -194,34 +234,11 @@ cdef class ProducerBase:
         cdef Sender sender = self._sender
         cdef Lanes lanes
         cdef shmb_item item
-        cdef list held = None
-        cdef bytes encoded
         cdef int32_t p
         if sender is None or sender.generation != shmb_fork_generation or shmb_peek32(&sender.closed):
             _unusable(sender)
         lanes = sender.last if topic is sender.last_name else sender.topic(topic)
-        if PyBytes_CheckExact(value) and PyBytes_GET_SIZE(value) < INT32_MAX // 2:
-            item.value = PyBytes_AS_STRING(value)
-            item.value_bytes = <int32_t>PyBytes_GET_SIZE(value)
-        else:
-            held = []
-            _point(&item.value, &item.value_bytes, value, "value", held)
-        if key is None:
-            item.key_bytes = -1
-            item.key = NULL
-        else:
-            if held is None:
-                held = []
-            _point(&item.key, &item.key_bytes, key, "key", held)
-        if headers is None:
-            item.headers = NULL
-            item.headers_bytes = 0
-            item.headers_count = 0
-        else:
-            encoded = _encode_headers(headers, &item.headers_count)
-            item.headers = PyBytes_AS_STRING(encoded)
-            item.headers_bytes = <uint32_t>PyBytes_GET_SIZE(encoded)
-        item.timestamp = shmb_wall_ms() if timestamp is None else _milliseconds(timestamp)
+        held = _fill(&item, value, key, headers, timestamp)
         p = lanes.choose(&item) if partition is None else _partition(lanes, partition)
         return _send(lanes, p, &item)
 
@@ -243,19 +260,14 @@ cdef class ProducerBase:
         cdef Rows rows = None
         if sender is None or sender.generation != shmb_fork_generation or shmb_peek32(&sender.closed):
             _unusable(sender)
-        if isinstance(values, (str, bytes, bytearray)):
-            raise TypeError(f"values is one {type(values).__name__}, expected a list of them")
+        _refuse_one(values)
         rows = _rows(values, keys, timestamps, partitions)
         if rows is not None:
             receipt = ManyReceipt.__new__(ManyReceipt)
             receipt._lanes = sender.last if topic is sender.last_name else sender.topic(topic)
             _send_rows(receipt, rows, partition)
             return receipt
-        if not PyList_CheckExact(values):
-            values = list(values)
-        for name, other in (("keys", keys), ("timestamps", timestamps)):
-            if other is not None and len(other) != len(values):
-                raise ValueError(f"{len(other)} {name} for {len(values)} values")
+        values, keys, timestamps = _lists(values, keys, timestamps)
         receipt = ManyReceipt.__new__(ManyReceipt)
         receipt._lanes = sender.last if topic is sender.last_name else sender.topic(topic)
         if keys is None and timestamps is None:
@@ -263,6 +275,24 @@ cdef class ProducerBase:
         else:
             _send_items(receipt, values, keys, partition, timestamps)
         return receipt
+
+
+cdef _refuse_one(values):
+    if isinstance(values, (str, bytes, bytearray)):
+        raise TypeError(f"values is one {type(values).__name__}, expected a list of them")
+
+
+cdef tuple _lists(values, keys, timestamps):
+    """send_many()'s columns as lists of one length."""
+    if not PyList_CheckExact(values):
+        _refuse_one(values)
+        values = list(values)
+    for name, other in (("keys", keys), ("timestamps", timestamps)):
+        if other is not None and len(other) != len(values):
+            raise ValueError(f"{len(other)} {name} for {len(values)} values")
+    if keys is not None and not PyList_CheckExact(keys):
+        keys = list(keys)
+    return values, keys, timestamps
 
 
 cdef _unusable(Sender sender):
@@ -273,18 +303,25 @@ cdef _unusable(Sender sender):
     raise errors.ClosedError("this producer is closed")
 
 
-cdef inline int32_t _partition(Lanes lanes, partition) except -1:
+cdef inline int32_t _partition_known(Lanes lanes, partition) except -2:
+    """The number, or -1 when the topic may have got that many partitions."""
     cdef int64_t p
     if type(partition) is not int:
         partition = partition.__index__()
     p = partition
     if p < 0:
         raise errors.UnknownTopic(lanes.name, partition, lanes.partitions)
-    while p >= lanes.partitions:
+    return <int32_t>p if p < lanes.partitions else -1
+
+
+cdef inline int32_t _partition(Lanes lanes, partition) except -1:
+    cdef int32_t p = _partition_known(lanes, partition)
+    if p < 0:
         lanes.grow()
-        if p >= lanes.partitions:
+        p = _partition_known(lanes, partition)
+        if p < 0:
             raise errors.UnknownTopic(lanes.name, partition, lanes.partitions)
-    return <int32_t>p
+    return p
 
 
 cdef inline Receipt _receipt(Lanes lanes, shmb_pbatch *b, int32_t index, int64_t timestamp):
@@ -329,9 +366,17 @@ cdef shmb_lane *_lane_for(Lanes lanes, int32_t p, const shmb_item *item) except 
 
 
 cdef int _send_values(ManyReceipt receipt, list values, int32_t partition) except -1:
-    """The fast way: values without keys, encoded in one loop a batch."""
-    cdef Lanes lanes = receipt._lanes
     cdef Py_ssize_t i = 0, n = PyList_GET_SIZE(values)
+    while i < n:
+        i = _put_values(receipt, values, i, n, partition, True)
+    return 0
+
+
+cdef Py_ssize_t _put_values(ManyReceipt receipt, list values, Py_ssize_t i, Py_ssize_t n, int32_t partition,
+                            bint wait) except -1:
+    """The fast way: values without keys, encoded in one loop a batch. Returns the number of the first that
+    was not taken: `n`, or, unless it may `wait`, one that has to."""
+    cdef Lanes lanes = receipt._lanes
     cdef int32_t p, before, index
     cdef shmb_lane *lane
     cdef shmb_outlet *o
@@ -348,9 +393,11 @@ cdef int _send_values(ManyReceipt receipt, list values, int32_t partition) excep
         try:
             _point(&item.value, &item.value_bytes, values[i], "value", held)
         except TypeError as error:
-            raise TypeError(f"value {i}: {error}; {i} of {n} values were sent") from None
+            raise TypeError(f"value {i}: {error}; {i} of {len(values)} values were sent") from None
         item.timestamp = shmb_wall_ms()
         p = lanes.choose(&item) if partition < 0 else partition
+        if not wait and not _lane_ready(lanes, p, &item):
+            return i
         lane = _lane_for(lanes, p, &item)
         o = shmb_lane_lock(lane)
         rc = shmb_lane_put(lane, &item, &b, &index)
@@ -367,53 +414,64 @@ cdef int _send_values(ManyReceipt receipt, list values, int32_t partition) excep
                     b.max_timestamp = item.timestamp
                 if b.count > before:
                     receipt.add(b, before, b.count - before)
-                after = shmb_lane_after(lane) if i == n or shmb_ingress_dry(&o.ring) else SHMB_PUT_OK
+                after = shmb_lane_after(lane) if i >= n or shmb_ingress_dry(&o.ring) else SHMB_PUT_OK
             finally:
                 shmb_unlock(&o.lock)
             if after > SHMB_PUT_NO_ROOM:
                 lanes.sender.after_slow(lanes, lane, after)
         else:
             shmb_unlock(&o.lock)
+            if not wait:
+                return i
             lanes.sender.send_slow(lanes, lane, &item, rc, &b, &index)
             receipt.add(b, index, 1)
             shmb_pbatch_py_release(b)
             i += 1
         shmb_tender_poke(lane.out)
-    return 0
+    return i
 
 
 cdef int _send_items(ManyReceipt receipt, list values, keys, partition, timestamps) except -1:
-    """Values with keys or timestamps: one by one."""
+    cdef int32_t fixed = -1 if partition is None else _partition(receipt._lanes, partition)
+    _put_items(receipt, values, keys, timestamps, 0, PyList_GET_SIZE(values), fixed, True)
+    return 0
+
+
+cdef Py_ssize_t _put_items(ManyReceipt receipt, list values, list keys, timestamps, Py_ssize_t i, Py_ssize_t n,
+                           int32_t fixed, bint wait) except -1:
+    """Values with keys or timestamps: one by one. Returns as _put_values()."""
     cdef Lanes lanes = receipt._lanes
-    cdef Py_ssize_t i, n = PyList_GET_SIZE(values)
-    cdef int32_t p, fixed = -1 if partition is None else _partition(lanes, partition), index
+    cdef int32_t p, index
     cdef shmb_lane *lane
     cdef shmb_pbatch *b
     cdef shmb_item item
     cdef shmb_put rc, after
     cdef int64_t now = shmb_wall_ms()
     cdef list held = []
-    key_list = keys if keys is None or PyList_CheckExact(keys) else list(keys)
     item.key = item.headers = NULL
     item.key_bytes = -1
     item.headers_bytes = 0
     item.headers_count = 0
-    for i in range(n):
+    while i < n:
         if i & 255 == 0:
             now = shmb_wall_ms()
         try:
             _point(&item.value, &item.value_bytes, values[i], "value", held)
-            if key_list is not None:
-                _point(&item.key, &item.key_bytes, (<list>key_list)[i], "key", held)
+            if keys is not None:
+                _point(&item.key, &item.key_bytes, keys[i], "key", held)
             item.timestamp = now if timestamps is None else _milliseconds(timestamps[i])
         except (TypeError, ValueError) as error:
-            raise type(error)(f"record {i}: {error}; {i} of {n} records were sent") from None
+            raise type(error)(f"record {i}: {error}; {i} of {len(values)} records were sent") from None
         p = fixed if fixed >= 0 else lanes.choose(&item)
         lane = lanes.lanes[p]
         if lane == NULL or lane.stale or shmb_item_bound(&item) + SHMB_BATCH_HEADER_BYTES > lanes.max_bytes:
+            if not wait and not _lane_ready(lanes, p, &item):
+                return i
             lane = _lane_for(lanes, p, &item)
         rc = shmb_lane_send(lane, &item, &b, &index, &after)
         if rc != SHMB_PUT_OK:
+            if not wait:
+                return i
             after = SHMB_PUT_OK
             lanes.sender.send_slow(lanes, lane, &item, rc, &b, &index)
         try:
@@ -425,7 +483,14 @@ cdef int _send_items(ManyReceipt receipt, list values, keys, partition, timestam
         shmb_tender_poke(lane.out)
         if held:
             held.clear()
-    return 0
+        i += 1
+    return i
+
+
+cdef inline bint _lane_ready(Lanes lanes, int32_t p, const shmb_item *item):
+    """Whether _lane_for() will not have to ask the broker."""
+    cdef shmb_lane *lane = lanes.lanes[p]
+    return lane != NULL and not lane.stale
 
 
 cdef int64_t _deadline(timeout) except? -1:

@@ -113,6 +113,13 @@ static inline enum shmb_put shmb_lane_send(struct shmb_lane *l, const struct shm
     shmb_unlock(&o->lock);
     return rc;
 }
+/* Somebody waits for the open batch: the client thread is not to let it linger. */
+static inline void shmb_lane_due(struct shmb_lane *l)
+{
+    struct shmb_outlet *o = shmb_lane_lock(l);
+    l->opened_ticks = 0;
+    shmb_unlock(&o->lock);
+}
 static inline enum shmb_put shmb_lane_flush(struct shmb_lane *l)
 {
     struct shmb_outlet *o = shmb_lane_lock(l);

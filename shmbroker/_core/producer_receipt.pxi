@@ -22,6 +22,15 @@ cdef class Receipt:
             return "<Receipt of a parent process>"
         return f"<Receipt {self._lanes.name}-{self._b.lane.partition} {_state_name(self._b)}>"
 
+    def __await__(self):
+        """As result(), without blocking the loop; any number of tasks may. Only of an asyncio producer.
+
+        Cancelled, it leaves the record and the receipt alone. Raises OutcomeUnknown once
+        delivery_timeout_ms has passed, BrokerGone, ClosedError, or why the record was rejected.
+        """
+        _alive(self._lanes)
+        return _await_receipt(self).__await__()
+
     def done(self):
         """Whether the outcome is known: acknowledged as acks asks for, or failed. Never blocks."""
         _alive(self._lanes)
@@ -84,6 +93,11 @@ cdef class ManyReceipt:
 
     def __len__(self):
         return self.count
+
+    def __await__(self):
+        """As result(), without blocking the loop; see Receipt."""
+        _alive(self._lanes)
+        return _await_many(self).__await__()
 
     cdef int add(self, shmb_pbatch *b, int32_t first, int32_t count) except -1:
         self.count += count
@@ -201,11 +215,16 @@ cdef int _await(Lanes lanes, shmb_pbatch *b, timeout) except -1:
         return 0
     where = f"{lanes.name}-{b.lane.partition}"
     if timeout is None:
-        raise errors.OutcomeUnknown(
-            f"a batch of {b.count} records for {where} was not acknowledged within "
-            f"delivery_timeout_ms ({sender.delivery_ns // 1_000_000}){_why_blocked(b.lane)}; it may still be appended")
+        raise _late(lanes, b)
     raise errors.TimedOut(f"no acknowledgement from {where} within {timeout:g} s{_why_blocked(b.lane)}; "
                           "it may still come")
+
+
+cdef object _late(Lanes lanes, shmb_pbatch *b):
+    return errors.OutcomeUnknown(
+        f"a batch of {b.count} records for {lanes.name}-{b.lane.partition} was not acknowledged within "
+        f"delivery_timeout_ms ({lanes.sender.delivery_ns // 1_000_000}){_why_blocked(b.lane)}; "
+        "it may still be appended")
 
 
 cdef object _error_of(shmb_pbatch *b, Lanes lanes):

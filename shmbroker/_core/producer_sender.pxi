@@ -1,119 +1,5 @@
-# One producer's lanes and the slow ways around them: opening, blocking, compressing, flushing. Included
-# by producer.pyx. A Sender outlives its Producer as long as receipts need it.
-
-
-@cython.final
-cdef class Lanes:
-    """A topic's partitions as one producer fills them."""
-
-    def __cinit__(self, Sender sender, info):
-        self._generation = shmb_fork_generation
-        self.sender = sender
-        self.name = info.name
-        self.max_bytes = int(info.config.get("max.message.bytes", _DEFAULT_MAX_BYTES))
-        self.partitions = len(info.partitions)
-        self.lanes = <shmb_lane **>calloc(max(self.partitions, 1), sizeof(shmb_lane *))
-        if self.lanes == NULL:
-            raise MemoryError()
-        self.sticky = <int32_t>(rand_r(&_seed) % self.partitions)
-
-    def __dealloc__(self):
-        cdef int32_t p
-        cdef shmb_lane *lane
-        if self._generation != shmb_fork_generation or self.lanes == NULL:
-            return
-        for p in range(self.partitions):
-            lane = self.lanes[p]
-            if lane != NULL:
-                shmb_lane_forget(lane)
-                shmb_lane_release(lane)
-        free(self.lanes)
-
-    cdef int32_t choose(self, const shmb_item *item):
-        cdef shmb_lane *lane
-        if item.key_bytes >= 0:
-            return shmb_partition_for_key(item.key, item.key_bytes, self.partitions)
-        if self.partitions > 1:
-            lane = self.lanes[self.sticky]
-            if lane != NULL and lane.open == NULL:  # its batch is sealed: another partition's turn
-                self.sticky = <int32_t>(rand_r(&_seed) % self.partitions)
-        return self.sticky
-
-    cdef int grow(self) except -1:
-        """Asks whether the topic has got more partitions, or another max.message.bytes."""
-        cdef int32_t n, p
-        cdef void *more
-        cdef shmb_lane *lane
-        cdef shmb_outlet *o
-        self.sender.metadata.forget(self.name)
-        info = self.sender.metadata.get(self.name)
-        n = len(info.partitions)
-        with self.sender.outlets.mutex:
-            self.max_bytes = int(info.config.get("max.message.bytes", _DEFAULT_MAX_BYTES))
-            for p in range(self.partitions):
-                lane = self.lanes[p]
-                if lane != NULL:
-                    o = shmb_lane_lock(lane)
-                    _limit(self, lane, o.ring.capacity)
-                    shmb_unlock(&o.lock)
-            if n > self.partitions:
-                more = realloc(self.lanes, n * sizeof(shmb_lane *))
-                if more == NULL:
-                    raise MemoryError()
-                self.lanes = <shmb_lane **>more
-                for p in range(self.partitions, n):
-                    self.lanes[p] = NULL
-                self.partitions = n
-        return 0
-
-    cdef shmb_lane *lane(self, int32_t partition) except NULL:
-        """The lane, opened at its first use; asked for again where a receipt said it has moved."""
-        cdef shmb_lane *lane = self.lanes[partition]
-        cdef Sender sender = self.sender
-        cdef Outlets outlets = sender.outlets
-        if lane != NULL and not lane.stale:
-            return lane
-        with outlets.mutex:
-            lane = self.lanes[partition]
-            if lane != NULL:
-                if lane.stale:
-                    self.find_again(lane, partition)
-                return lane
-            if shmb_observe32(outlets.epoch) != outlets.confirmed:
-                outlets.confirm(None)
-            info = sender.metadata.partition(self.name, partition)
-            if sender.idempotent and sender.producer_id < 0:
-                sender.producer_id = sender.connection.request("init_producer")["producer_id"]
-            outlet = outlets.get(info.writer)
-            lane = <shmb_lane *>calloc(1, sizeof(shmb_lane))
-            if lane == NULL:
-                raise MemoryError()
-            shmb_poke32(&lane.refs, 1)
-            lane.partition = partition
-            lane.acks = sender.acks
-            lane.codec = sender.codec
-            lane.linger_ticks = sender.linger_ms * 1000 * shmb_ticks_per_us
-            lane.producer_id = sender.producer_id if sender.idempotent else -1
-            lane.chain = shmb_chain_begin()
-            lane.delivery_ns = sender.delivery_ns
-            _place(self, lane, info, outlet, False)
-            self.lanes[partition] = lane
-            return lane
-
-    cdef int find_again(self, shmb_lane *lane, int32_t partition) except -1:
-        self.sender.metadata.forget(self.name)
-        info = self.sender.metadata.partition(self.name, partition)  # UnknownTopic: it was deleted
-        lane.stale = 0
-        outlet = self.sender.outlets.get(info.writer)
-        if info.slot != lane.slot_index or info.slot_epoch != lane.slot_epoch or outlet.o != lane.out:
-            while not shmb_lane_move_begin(lane):
-                with nogil:
-                    shmb_lane_wait_busy(lane)
-            _place(self, lane, info, outlet, True)
-            lane.epoch += 1
-            lane.sequence = 0
-            shmb_lane_move_end(lane)
-        return 0
+# One producer: what its options mean to the core, and the slow ways around send(): blocking, compressing, flushing.
+# Included by producer.pyx. A Sender outlives its Producer as long as receipts need it.
 
 
 @cython.final
@@ -186,8 +72,11 @@ cdef class Sender:
     def is_closed(self):
         return shmb_peek32(&self.closed) != 0
 
-    def end_watches(self):
-        """After close(): nobody waits for what is not settled; callbacks run, awaits end in ClosedError."""
+    def end_watches(self, timeout=None):
+        """After close(): nobody waits for what is not settled; callbacks run, awaits end in ClosedError.
+
+        Waits up to `timeout` s (delivery_timeout_ms by default) for the callbacks.
+        """
         cdef Lanes topic
         cdef int32_t p
         cdef shmb_outlet *o
@@ -199,7 +88,8 @@ cdef class Sender:
                     o = shmb_lane_lock(topic.lanes[p])
                     shmb_lane_tell(topic.lanes[p], SHMB_WHY_CLOSED)
                     shmb_unlock(&o.lock)
-        _wait_for_callbacks(shmb_now_ns() + self.delivery_ns)
+        if timeout != 0:
+            _wait_for_callbacks(shmb_now_ns() + self.delivery_ns if timeout is None else _deadline(timeout))
 
     cdef Lanes topic(self, str name):
         found = self.topics.get(name)
@@ -291,9 +181,7 @@ cdef class Sender:
             with nogil:
                 why = shmb_wait_progress(o.ring.back, o.ring.word, tail, receipts, &w)
             if not self.waited(why, lane, deadline_ns, False):
-                raise errors.BufferFull(
-                    f"the ring to the writer of {topic.name}-{lane.partition} stayed full for max_block_ms "
-                    f"({self.max_block_ns // 1_000_000}){_why_blocked(lane)}; the record was not taken")
+                raise self.full(topic, lane)
         elif put == SHMB_PUT_BUSY:
             with nogil:
                 shmb_lane_wait_busy(lane)
@@ -338,6 +226,11 @@ cdef class Sender:
             self.new_id(lane)
         return 0
 
+    cdef object full(self, Lanes topic, shmb_lane *lane):
+        return errors.BufferFull(
+            f"the ring to the writer of {topic.name}-{lane.partition} stayed full for max_block_ms "
+            f"({self.max_block_ns // 1_000_000}){_why_blocked(lane)}; the record was not taken")
+
     # ---- What needs Python ----
 
     cdef int compress(self, shmb_lane *lane) except -1:
@@ -368,6 +261,47 @@ cdef class Sender:
             shmb_unlock(&o.lock)
             shmb_lane_wake_busy(lane)
         return 0
+
+    cdef shmb_put seal_now(self, shmb_lane *lane):
+        """Seals the open batch as far as that needs no waiting; else the client thread does when it can."""
+        cdef shmb_put put
+        shmb_lane_due(lane)
+        put = shmb_lane_flush(lane)
+        if put == SHMB_PUT_COMPRESS:
+            self.compress(lane)
+            put = shmb_lane_flush(lane)
+        shmb_tender_poke(lane.out)
+        return put
+
+    def renew(self, Lanes topic, p):
+        """Does what the open batch of a lane needs, other than room, to be sealed. May block."""
+        cdef shmb_lane *lane = topic.lanes[<int32_t>p]
+        cdef shmb_put put = shmb_lane_flush(lane)
+        if put != SHMB_PUT_OK and put != SHMB_PUT_NO_ROOM:
+            self.unblock(put, topic, lane, NULL, 0, 0, INT64_MAX)
+            shmb_lane_flush(lane)
+
+    cdef Held newest_unsettled(self, Lanes topic, int32_t p):
+        """The batch after whose outcome a flush has nothing more to wait for; None: it has nothing."""
+        cdef shmb_lane *lane = topic.lanes[p]
+        cdef shmb_pbatch *b
+        cdef shmb_outlet *o
+        if lane == NULL:
+            return None
+        o = shmb_lane_lock(lane)
+        shmb_outlet_drain(o)
+        shmb_lane_settle(lane)
+        b = lane.last
+        if b == NULL or shmb_pbatch_settled(b):
+            b = lane.waiting_last
+        if b != NULL:
+            shmb_pbatch_hold(b)
+        shmb_unlock(&o.lock)
+        if b == NULL:
+            return None
+        held = _hold(topic, b)
+        shmb_pbatch_release(b)
+        return held
 
     cdef warn_uncompressed(self, error):
         if not self.warned_uncompressed:

@@ -56,6 +56,9 @@ static void shmb_tender_forked(void)
     shmb_poke32(&shmb_tender.watch_word, 0);
 }
 
+/* Once, before anything that remembers the number is made. */
+static void shmb_forks_count(void) { pthread_atfork(NULL, NULL, shmb_tender_forked); }
+
 /* After a record was put, outside of the lock: the thread must learn of a batch that stayed open. */
 static inline void shmb_tender_poke(struct shmb_outlet *o)
 {
@@ -228,13 +231,8 @@ static void *shmb_tender_life(void *unused)
 /* Under the GIL. 0, or an errno. */
 static int shmb_tender_start(void (*python)(int work))
 {
-    static int at_fork;
     if (shmb_tender.started)
         return 0;
-    if (!at_fork) {
-        pthread_atfork(NULL, NULL, shmb_tender_forked);
-        at_fork = 1;
-    }
     shmb_tender.python = python;
     shmb_poke32(&shmb_tender.stop, 0);
     sigset_t all, before; /* signals are for the program's threads */

@@ -47,6 +47,38 @@ def outlets_of(connection: Connection) -> Outlets:
     return found
 
 
+def sender_of(
+    client: _Client,
+    *,
+    acks: Acks,
+    compression: Compression | None,
+    linger_ms: int,
+    max_block_ms: int,
+    delivery_timeout_ms: int,
+    idempotent: bool,
+    batch_bytes: int,
+) -> Sender:
+    """What a producer with these options sends by; TypeError or ValueError names a wrong one."""
+    _one_of("acks", acks, get_args(Acks))
+    _one_of("compression", compression, (None, *get_args(Compression)))
+    _within("linger_ms", linger_ms, 0, 60_000)
+    _within("max_block_ms", max_block_ms, 0, 1 << 40)
+    _within("delivery_timeout_ms", delivery_timeout_ms, 1, 1 << 40)
+    _within("batch_bytes", batch_bytes, 128, _LARGEST_BATCH_BYTES)
+    return Sender(
+        client.connection,
+        client.metadata,
+        outlets_of(client.connection),
+        acks=acks,
+        compression=compression,
+        linger_ms=linger_ms,
+        max_block_ms=max_block_ms,
+        delivery_timeout_ms=delivery_timeout_ms,
+        idempotent=idempotent,
+        batch_bytes=batch_bytes,
+    )
+
+
 class Producer(ProducerBase):
     """Made by `client.producer()`; close it, or use it as a context manager."""
 
@@ -69,17 +101,9 @@ class Producer(ProducerBase):
         `delivery_timeout_ms`: how long result() and flush() wait without a timeout of their own.
         `idempotent`: resends are never appended twice. `batch_bytes`: a batch's size under load.
         """
-        _one_of("acks", acks, get_args(Acks))
-        _one_of("compression", compression, (None, *get_args(Compression)))
-        _within("linger_ms", linger_ms, 0, 60_000)
-        _within("max_block_ms", max_block_ms, 0, 1 << 40)
-        _within("delivery_timeout_ms", delivery_timeout_ms, 1, 1 << 40)
-        _within("batch_bytes", batch_bytes, 128, _LARGEST_BATCH_BYTES)
         self._closed = False
-        self._sender_state = Sender(
-            client.connection,
-            client.metadata,
-            outlets_of(client.connection),
+        self._sender_state = sender_of(
+            client,
             acks=acks,
             compression=compression,
             linger_ms=linger_ms,
@@ -183,4 +207,4 @@ def _within(name: str, value: object, low: int, high: int) -> None:
         raise ValueError(f"{name} is {value}; allowed: {low} to {high}")
 
 
-__all__ = ["Producer", "outlets_of"]
+__all__ = ["Producer", "outlets_of", "sender_of"]
