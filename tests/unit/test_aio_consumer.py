@@ -368,6 +368,29 @@ def test_close_from_another_task_ends_waits_and_iterations(
     run(main)
 
 
+def test_a_close_that_is_cancelled_closes_all_the_same(
+    fake: FakeBroker, log: FakePartition, run: Run
+) -> None:
+    async def main() -> None:
+        client = await connect()
+        consumers = [await client.consumer("t") for _ in range(3)]
+        waiting = asyncio.create_task(consumers[1].poll())
+        await waits(consumers[1])
+        for steps in range(4):
+            task = asyncio.create_task(client.close())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait({task})
+        with pytest.raises(ClosedError):
+            await waiting
+        assert client.closed
+        assert all(c.closed for c in consumers)
+        assert client.connection.closed
+
+    run(main)
+
+
 def test_two_tasks_in_one_consumer_are_told(fake: FakeBroker, log: FakePartition, run: Run) -> None:
     async def main() -> None:
         async with connect() as client, client.consumer("t") as consumer:

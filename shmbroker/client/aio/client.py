@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 class _Closable(Protocol):
     async def close(self) -> None: ...
+    def _end(self) -> None:
+        """What close() does without waiting for anything; twice is fine."""
 
 
 def connect(
@@ -210,6 +212,8 @@ class Client(Admin):
             closing.close()
 
     def _end(self) -> None:
+        for made in list(self._made):  # what close() did not come to, if it was cancelled
+            made._end()
         self._sync.close()
         self._watcher.close()
         self._bridge.close()

@@ -131,6 +131,7 @@ class Consumer(Reading):
             self._end()
 
     def _end(self) -> None:
+        self._closed = True
         if self._waiter is not None:
             self._waiter.off()
         if self._stream is not None:
