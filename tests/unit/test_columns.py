@@ -267,6 +267,20 @@ def test_an_element_that_can_not_be_is_never_followed(name: str, broker: Broker)
     assert made.released == made.made == 6
 
 
+def test_offsets_that_change_after_they_were_taken_are_not_followed() -> None:
+    made = HandMade(b"z", [None, offsets(0, 1, 3), b"abc"], 2)
+    column = take(made)
+    assert column is not None
+    assert column.tolist() == [b"a", b"bc"]
+    where = made.buffers[1]
+    assert where is not None
+    where[4:8] = offsets(1 << 30)
+    with pytest.raises(ValueError, match="element 0"):
+        column.tolist()
+    where[4:8] = offsets(2)
+    assert column.tolist() == [b"ab", b"c"]
+
+
 def test_a_value_that_claims_more_than_any_topic_allows_is_not_followed(broker: Broker) -> None:
     huge = HandMade(b"z", [None, offsets(0, 1, (1 << 31) - 1), b"abc"], 2)
     large = HandMade(b"Z", [None, offsets(0, 1, 1 << 40, code="q"), b"abc"], 2)
