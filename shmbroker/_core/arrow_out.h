@@ -194,7 +194,7 @@ static inline int64_t shmb_block_value_bytes(const struct shmb_out_block *b, int
 }
 
 /* The first value that is null or not as long as the first one; -1: none. */
-static int64_t shmb_block_first_other(const struct shmb_out_block *b) {
+static inline int64_t shmb_block_first_other(const struct shmb_out_block *b) {
     int64_t width = b->count ? shmb_block_value_bytes(b, 0) : 0;
     for (int64_t i = 0; i < b->count; i++)
         if (width < 0 || shmb_block_value_bytes(b, i) != width) return i;
