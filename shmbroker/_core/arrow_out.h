@@ -2,10 +2,11 @@
  *
  *   block (counted) ── fixed: offsets, timestamps, validity and offsets of keys and values
  *      ▲               keys, values: their bytes
- *      └── every ArrowArray that was handed out, the struct's and each child's, and the Python object
+ *      └── every ArrowArray handed out, the struct's and each child's, and the Python object
  *
- * The format: "+s" of offset "l", timestamp "tsm:UTC", key "z", value "z" (Z with 64-bit offsets), the
- * last two nullable. A child may be moved out of its parent and live longer, so each holds the block.
+ * The format: "+s" of offset "l", timestamp "tsm:UTC", key "z", value "z" (Z with 64-bit offsets),
+ * the last two nullable. A child may be moved out of its parent and live longer, so each holds the
+ * block.
  * Filled once, then read only: any thread may release, without the GIL.
  * Source: arrow.h, and https://arrow.apache.org/docs/format/Columnar.html for the buffers.
  */
@@ -103,8 +104,8 @@ SHMB_INLINE void shmb_out_copy(struct shmb_out_bytes *c, const uint8_t *at, int3
         c->used += (size_t)bytes;
     }
 }
-SHMB_INLINE void shmb_out_put_mixed(struct shmb_out_bytes *c, int large, int64_t i, const uint8_t *at,
-                                    int32_t bytes) {
+SHMB_INLINE void shmb_out_put_mixed(struct shmb_out_bytes *c, int large, int64_t i,
+                                    const uint8_t *at, int32_t bytes) {
     shmb_out_end(c, large, i);
     if (bytes < 0)
         c->nulls++;
@@ -131,13 +132,14 @@ SHMB_INLINE void shmb_out_key(struct shmb_out_bytes *c, int large, int64_t i, co
     shmb_out_put_mixed(c, large, i, at, bytes);
 }
 
-/* Appends the records of the batch at `p` with offsets from `start` on; the cursor stands on its first.
- * `key_bytes`: no keys of the block are larger together. Returns record.h's status, END when all went
- * well, or SHMB_OUT_NO_MEMORY. */
+/* Appends the records of the batch at `p` with offsets from `start` on; the cursor stands on its
+ * first. `key_bytes`: no keys of the block are larger together. Returns record.h's status, END when
+ * all went well, or SHMB_OUT_NO_MEMORY. */
 enum { SHMB_OUT_NO_MEMORY = 100 };
 
 SHMB_INLINE int shmb_block_add_as(int large, struct shmb_out_block *b, const uint8_t *p,
-                                  struct shmb_record_cursor *cursor, int64_t start, size_t key_bytes) {
+                                  struct shmb_record_cursor *cursor, int64_t start,
+                                  size_t key_bytes) {
     struct shmb_record r;
     int64_t base = shmb_batch_base_offset(p), skip = start - base, n = b->count, room = b->room;
     uint64_t first = (uint64_t)shmb_batch_base_timestamp(p); /* deltas wrap around, as in Java */
@@ -145,7 +147,7 @@ SHMB_INLINE int shmb_block_add_as(int large, struct shmb_out_block *b, const uin
     int append_time = shmb_batch_attributes(p) & SHMB_ATTR_LOG_APPEND_TIME;
     int64_t last = shmb_batch_max_timestamp(p);
     int status;
-    /* Copies: bytes that are stored could be any object's, but not one's of which nobody has the address. */
+    /* Copies: bytes that are stored could be any object's whose address somebody has. */
     struct shmb_record_cursor at = *cursor;
     struct shmb_out_bytes keys = b->keys, values = b->values;
     while ((status = shmb_record_next(&at, &r)) == SHMB_RECORD_OK) {
@@ -169,8 +171,8 @@ SHMB_INLINE int shmb_block_add_as(int large, struct shmb_out_block *b, const uin
     b->count = n;
     return status;
 }
-static int shmb_block_add(struct shmb_out_block *b, const uint8_t *p, struct shmb_record_cursor *cursor,
-                          int64_t start, size_t key_bytes) {
+static int shmb_block_add(struct shmb_out_block *b, const uint8_t *p,
+                          struct shmb_record_cursor *cursor, int64_t start, size_t key_bytes) {
     return b->large ? shmb_block_add_as(1, b, p, cursor, start, key_bytes)
                     : shmb_block_add_as(0, b, p, cursor, start, key_bytes);
 }
@@ -201,14 +203,15 @@ static inline int64_t shmb_block_first_other(const struct shmb_out_block *b) {
     return -1;
 }
 
-/* ---- The schema --------------------------------------------------------------------------------- */
+/* ---- The schema --------------------------------------------------------------------------- */
 
 struct shmb_out_schema {
     struct ArrowSchema child[SHMB_OUT_COLUMNS];
     struct ArrowSchema *children[SHMB_OUT_COLUMNS];
 };
 
-static void shmb_out_child_schema_release(struct ArrowSchema *s) { s->release = NULL; } /* text only */
+/* Its text is constant. */
+static void shmb_out_child_schema_release(struct ArrowSchema *s) { s->release = NULL; }
 
 static void shmb_out_schema_release(struct ArrowSchema *s) {
     struct shmb_out_schema *own = (struct shmb_out_schema *)s->private_data;
@@ -242,14 +245,14 @@ static int shmb_out_schema(struct ArrowSchema *to, int large) {
     return 1;
 }
 
-/* ---- The array ---------------------------------------------------------------------------------- */
+/* ---- The array ---------------------------------------------------------------------------- */
 
 /* What one ArrowArray owns. */
 struct shmb_out_array {
     struct shmb_out_block *block;
     const void *buffers[3];
-    struct ArrowArray *children[SHMB_OUT_COLUMNS]; /* of the struct: allocated one by one with their */
-    struct ArrowArray child[SHMB_OUT_COLUMNS];     /* own shmb_out_array behind private_data */
+    struct ArrowArray *children[SHMB_OUT_COLUMNS]; /* of the struct's; each child has a */
+    struct ArrowArray child[SHMB_OUT_COLUMNS];     /* shmb_out_array of its own */
 };
 
 static void shmb_out_array_release(struct ArrowArray *a) {

@@ -1,16 +1,18 @@
-"""Columns out of Python objects: buffers and Arrow data as the values, keys or timestamps of records.
+"""Columns out of Python objects: buffers and Arrow data as values, keys or timestamps of records.
 
-Owns: what is taken for a column and what is refused, by name; the buffers, arrays and streams behind
-it until the column goes. Neither NumPy nor pyarrow is needed: arrays speak the buffer protocol, Arrow
-objects `__arrow_c_array__` or `__arrow_c_stream__` (arrow.h). The loops over a column are columns.h's.
+Owns: what is taken for a column and what is refused, by name; the buffers, arrays and streams
+behind it until the column goes. Neither NumPy nor pyarrow is needed: arrays speak the buffer
+protocol, Arrow objects `__arrow_c_array__` or `__arrow_c_stream__` (arrow.h). The loops over a
+column are columns.h's.
 
-Whatever an array claims is checked here once for the whole of it, and in columns.h element by element
-when it is used. Runs in producers; a Column does not change, and is shared between threads safely.
+Whatever an array claims is checked here once for the whole of it, and in columns.h element by
+element when it is used. Runs in producers; a Column does not change, and threads may share it.
 """
 
 cimport cython
 from cpython.buffer cimport (
-    PyBUF_FULL_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer)
+    PyBUF_FULL_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_CheckBuffer,
+    PyObject_GetBuffer)
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.list cimport PyList_CheckExact
 from cpython.pycapsule cimport PyCapsule_GetPointer
@@ -20,8 +22,9 @@ from libc.string cimport memcpy, memset
 
 import re
 
-_TAKEN = ("binary, large_binary, fixed_size_binary, string, large_string, binary_view or string_view")
-_RECORD = re.compile(r"[@=<>!]?(\d*s|\d+x|T\{.*\})", re.DOTALL)  # an item that is one value, not a number
+_TAKEN = "binary, large_binary, fixed_size_binary, string, large_string, binary_view or string_view"
+# The buffer protocol's format of an item that is one value, not a number.
+_RECORD = re.compile(r"[@=<>!]?(\d*s|\d+x|T\{.*\})", re.DOTALL)
 cdef int64_t _LARGEST = INT64_MAX >> 8  # elements or bytes that any sum here may have
 
 
@@ -131,7 +134,7 @@ cdef Column times_of(object what, str role):
 
 def take(what, str role="values"):
     """A 2-D array or Arrow data as a Column, None for a sequence of objects. `role` is its name in
-    errors. Raises TypeError for what is neither, ValueError for an Arrow array that can't be right."""
+    errors. Raises TypeError for what is neither, ValueError for Arrow data that can't be right."""
     return column_of(what, role)
 
 
@@ -149,8 +152,8 @@ cdef _Buffer _exported(object what, str role):
     PyObject_GetBuffer(what, &b.view, PyBUF_FULL_RO)
     b.held = True
     if not PyBuffer_IsContiguous(&b.view, b"C"):
-        raise TypeError(f"{role} is {_shape(what, b)} that is not C-contiguous; copy it, for example "
-                        "with numpy.ascontiguousarray()")
+        raise TypeError(f"{role} is {_shape(what, b)} that is not C-contiguous; copy it, for "
+                        "example with numpy.ascontiguousarray()")
     if b.view.suboffsets != NULL:
         raise TypeError(f"{role} is {_shape(what, b)} with suboffsets; copy it into one piece")
     return b
@@ -175,7 +178,8 @@ cdef Column _of_buffer(object what, str role):
     if "O" in types and b.view.ndim == 1 and not record:
         return None  # a sequence of objects after all
     if "O" in types:
-        raise TypeError(f"{role} is {_shape(what, b)}: Python objects have no bytes here; pass a list")
+        raise TypeError(f"{role} is {_shape(what, b)}: Python objects have no bytes here; "
+                        "pass a list")
     if "w" in types:
         raise TypeError(f"{role} is {_shape(what, b)}, which is text: encode it, for example with "
                         f"numpy.char.encode({role})")
@@ -186,8 +190,8 @@ cdef Column _of_buffer(object what, str role):
     else:
         way = (f"a 1-D array is one value or many? {role}.reshape(-1, bytes_each) makes rows of it"
                if b.view.ndim == 1 else f"{role}.reshape(len({role}), -1) makes rows of it")
-        raise TypeError(f"{role} is {_shape(what, b)}, expected a list, a 2-D array (a row a record) "
-                        f"or Arrow data; {way}")
+        raise TypeError(f"{role} is {_shape(what, b)}, expected a list, a 2-D array (a row a "
+                        f"record) or Arrow data; {way}")
     made = _new(SHMB_COL_FIXED)
     made._owners.append(b)
     if b.view.shape[0]:
@@ -202,7 +206,8 @@ cdef Column _of_integers(object what, str role):
     if "O" in form and b.view.ndim == 1:
         return None
     if b.view.ndim != 1 or b.view.itemsize != 8 or form.lstrip("@=<") not in ("l", "q"):
-        raise TypeError(f"{role} is {_shape(what, b)}, expected a 1-D array of 64-bit integers, in ms")
+        raise TypeError(f"{role} is {_shape(what, b)}, expected a 1-D array of 64-bit integers, "
+                        "in ms")
     made = _new(SHMB_COL_FIXED)
     made._owners.append(b)
     if b.view.shape[0]:
@@ -210,7 +215,8 @@ cdef Column _of_integers(object what, str role):
     return made
 
 
-cdef shmb_chunk *_fixed(Column column, int64_t count, const uint8_t *data, int64_t width) except NULL:
+cdef shmb_chunk *_fixed(Column column, int64_t count, const uint8_t *data,
+                        int64_t width) except NULL:
     cdef shmb_chunk *c = column.add_chunk(count)
     c.data = data
     c.width = width

@@ -1,6 +1,6 @@
 # Part of columns.pyx: Arrow data by `__arrow_c_array__` and `__arrow_c_stream__`.
 #
-# The structs are moved out of their capsules and released with the objects here, also after an error.
+# The structs are moved out of their capsules and released with the objects here, errors or not.
 
 
 @cython.final
@@ -55,8 +55,8 @@ cdef _Kind _kind_of(const ArrowSchema *s, str role, bint integers):
         raise TypeError(f"{role} is an Arrow table or struct array, expected one column of it, "
                         "for example table['value']")
     if s.dictionary != NULL:
-        raise TypeError(f"{role} is a dictionary-encoded Arrow array, expected {_expected(integers)}; "
-                        "decode it, for example with .dictionary_decode()")
+        raise TypeError(f"{role} is a dictionary-encoded Arrow array, expected "
+                        f"{_expected(integers)}; decode it, for example with .dictionary_decode()")
     if integers:
         kind.kind, kind.width = SHMB_COL_FIXED, 8
         if form == "l" or form.startswith("tsm:"):
@@ -68,7 +68,8 @@ cdef _Kind _kind_of(const ArrowSchema *s, str role, bint integers):
         elif form.startswith("tsn:"):
             kind.over = 1_000_000
         else:
-            raise TypeError(f"{role} is an Arrow array of format {form!r}, expected {_expected(True)}")
+            raise TypeError(
+                f"{role} is an Arrow array of format {form!r}, expected {_expected(True)}")
         return kind
     if form in ("z", "u"):
         kind.kind = SHMB_COL_OFFSETS32
@@ -171,7 +172,7 @@ cdef int _add_array(Column column, _Array array, _Kind kind, str role) except -1
         c.validity = <const uint8_t *>a.buffers[0]
         c.validity_bit = a.offset
         if c.validity == NULL and a.null_count > 0:
-            raise ValueError(f"{role}: an Arrow array with {a.null_count} nulls lacks its validity bitmap")
+            raise ValueError(f"{role}: an Arrow array with {a.null_count} nulls lacks its bitmap")
     data = <const uint8_t *>a.buffers[1]
     if kind.kind == SHMB_COL_FIXED:
         c.width = kind.width

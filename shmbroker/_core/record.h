@@ -264,7 +264,7 @@ static __attribute__((noinline, unused)) int shmb_record_next_any(struct shmb_re
     return SHMB_RECORD_OK;
 }
 
-/* A varint of one or two bytes, both readable; `more` gets its high bit when it goes on behind them. */
+/* A varint of one or two bytes, both readable; `more` gets its high bit when it goes on. */
 SHMB_INLINE const uint8_t *shmb_varint_two(const uint8_t *p, int32_t *v, uint32_t *more) {
     uint32_t z = p[0];
     if (z < 0x80) {

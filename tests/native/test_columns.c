@@ -1,5 +1,5 @@
 /* Columns in and out in plain C: no claim of a column leads outside of its memory (build with
- * -fsanitize=address to see it), and what Arrow consumers take apart is freed once, in any order. */
+ * -fsanitize=address to see it), and what Arrow's consumers take apart is freed once. */
 #undef NDEBUG
 #include <assert.h>
 #include <stdio.h>
@@ -39,6 +39,10 @@ static struct shmb_chunk of_offsets(int wide) {
     return c;
 }
 
+static enum shmb_column_kind kind_of(int wide) {
+    return wide ? SHMB_COL_OFFSETS64 : SHMB_COL_OFFSETS32;
+}
+
 static void encode_all(const struct shmb_run *run, size_t room, int64_t expected) {
     uint8_t *to = malloc(room);
     assert(to);
@@ -51,9 +55,10 @@ static void encode_all(const struct shmb_run *run, size_t room, int64_t expected
 static void a_batch_takes_what_surely_fits_and_no_more(void) {
     for (int wide = 0; wide < 2; wide++) {
         struct shmb_chunk c = of_offsets(wide);
-        struct shmb_run run = {.count = COUNT, .values = &c, .value_kind = wide ? SHMB_COL_OFFSETS64 : SHMB_COL_OFFSETS32};
+        struct shmb_run run = {.count = COUNT, .values = &c, .value_kind = kind_of(wide)};
         encode_all(&run, 1 << 16, COUNT);
-        for (size_t room = 0; room < 400; room++) encode_all(&run, room, room < SHMB_RECORD_OVERHEAD_MAX ? 0 : -1);
+        for (size_t room = 0; room < 400; room++)
+            encode_all(&run, room, room < SHMB_RECORD_OVERHEAD_MAX ? 0 : -1);
         run.keys = &c, run.key_kind = run.value_kind;
         encode_all(&run, 1 << 16, COUNT);
         free((void *)c.data);
@@ -67,7 +72,7 @@ static void random_offsets_never_lead_outside(void) {
         struct shmb_chunk c = of_offsets(wide);
         for (unsigned changes = 1 + rnd() % 8; changes; changes--)
             ((uint8_t *)c.offsets)[rnd() % (size_t)((COUNT + 1) * size)] = (uint8_t)rnd();
-        struct shmb_run run = {.count = COUNT, .values = &c, .value_kind = wide ? SHMB_COL_OFFSETS64 : SHMB_COL_OFFSETS32};
+        struct shmb_run run = {.count = COUNT, .values = &c, .value_kind = kind_of(wide)};
         if (round % 3 == 0) run.keys = &c, run.key_kind = run.value_kind;
         encode_all(&run, 1 << 16, -1);
         free((void *)c.data);
@@ -81,7 +86,8 @@ static void random_views_never_lead_outside(void) {
     int64_t sizes[2] = {100, 50};
     for (int round = 0; round < 20000; round++) {
         for (int i = 0; i < COUNT; i++) {
-            int32_t view[4] = {(int32_t)(rnd() % 120), 0, (int32_t)(rnd() % 4) - 1, (int32_t)(rnd() % 120) - 5};
+            int32_t view[4] = {(int32_t)(rnd() % 120), 0, (int32_t)(rnd() % 4) - 1,
+                               (int32_t)(rnd() % 120) - 5};
             if (rnd() % 16 == 0) view[rnd() % 4] = (int32_t)rnd();
             memcpy(views + i * SHMB_VIEW_BYTES, view, sizeof view);
         }
@@ -102,7 +108,8 @@ static struct shmb_out_block *filled(int large, int keys) {
     uint8_t value[32] = {0};
     uint8_t *p = shmb_batch_begin(raw);
     for (int i = 0; i < COUNT; i++)
-        p = shmb_record_put(p, 0, i, "key", keys && i % 3 ? 3 : -1, value, i % 7 ? i % 32 : -1, NULL, 0, 0);
+        p = shmb_record_put(p, 0, i, "key", keys && i % 3 ? 3 : -1, value, i % 7 ? i % 32 : -1,
+                            NULL, 0, 0);
     size_t size = shmb_batch_seal(raw, p, 0, -1, -1, -1, 0, 0, COUNT);
     struct shmb_out_block *b = shmb_block_new(COUNT, size, large);
     struct shmb_record_cursor cursor;
