@@ -185,18 +185,19 @@ class Receiver(_Attached):
             return time.perf_counter() - began, got
 
     def convert(self, topic: str, count: int, ways: list[str]) -> dict[str, float]:
-        """Seconds to convert the first `count` records by each of these methods of a batch, out of
-        batches in memory; what is made of one is dropped before the next."""
-        batches = list(self._batches(topic, {0: 0}, count, exact=False))
-        took = {}
-        for way in ways:
-            name, *arguments = way.split()
-            calls = [getattr(batch, name) for batch in batches]
-            began = time.perf_counter()
-            for call in calls:
+        """Seconds that these methods of a batch take for about `count` records, each batch as it
+        comes, by every way in turn; what is made of one is dropped before the next."""
+        took, got = dict.fromkeys(ways, 0.0), 0
+        for n, batch in enumerate(self._batches(topic, {0: 0}, count, exact=False)):
+            for k in range(len(ways)):
+                way = ways[(n + k) % len(ways)]  # who comes first finds the batch less warm
+                name, *arguments = way.split()
+                call = getattr(batch, name)
+                began = time.perf_counter()
                 call(*arguments)
-            took[way] = time.perf_counter() - began
-        return {way: seconds * count / sum(map(len, batches)) for way, seconds in took.items()}
+                took[way] += time.perf_counter() - began
+            got += len(batch)
+        return {way: seconds * count / got for way, seconds in took.items()}
 
     def prefixes(self, topic: str, partitions: int, counts: dict[int, int]) -> Counter[int]:
         """How many values each partition has; raises if they are not 0, 1, 2 … of `Pressure`."""

@@ -1,8 +1,8 @@
 """Arrays and Arrow data in and out, each against lists of `bytes` in the same run.
 
 In: the same values as list, 2-D array and Arrow array, in turn, durable; the consumer's checksum is
-compared after each. Out: a consumer's batches, kept in memory, through `values()`, `arrow()` and
-`array()` in turn; and a consumer that takes Arrow data, reading included.
+compared after each. Out: each batch of a consumer, as it comes, through `values()`, `arrow()` and
+`array()`; and a consumer that takes Arrow data, reading included.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ def _run_in(bench: Bench) -> list[Row]:
     last = {form: found[-rounds:] for form, found in rates.items()}  # without the warm-ups
     note = f"{spec.count:,} values a round, in turn, checksum equal"
     return [
-        _against(case, figure, last[form], last["list"], "list[bytes]", least, note)
+        _against(case, figure, last[form], last["list"], "lists of bytes", least, note)
         for form, case, figure, least in _IN
     ]
 
 
 def _run_out(bench: Bench) -> list[Row]:
-    spec = ValueSpec(bench.sizes.values // 5)
+    spec = ValueSpec(bench.sizes.values)
     ways = ["values", *(way for way, *_ in _OUT)]
     rates: dict[str, list[float]] = {way: [] for way in (*ways, "reading", "reading arrow")}
     with bench.broker() as broker:
@@ -107,7 +107,7 @@ def _run_out(bench: Bench) -> list[Row]:
             repeat(lap, bench.sizes.plan)
     rounds = bench.sizes.plan.rounds
     last = {way: found[-rounds:] for way, found in rates.items()}
-    note = f"{spec.count:,} records in memory, in turn"
+    note = f"{spec.count:,} records, each batch by every way"
     rows = [
         _against(case, figure, last[way], last["values"], "values()", least, note)
         for way, case, figure, least in _OUT
@@ -123,11 +123,11 @@ def _space_in(sizes: Sizes) -> int:
 
 
 def _space_out(sizes: Sizes) -> int:
-    return written(sizes.values // 5, 100)
+    return written(sizes.values, 100)
 
 
 CASES: Final = (
-    Case("data-in", "arrays and Arrow data in, against list[bytes]", _run_in, _space_in),
+    Case("data-in", "arrays and Arrow data in, against lists of bytes", _run_in, _space_in),
     Case("data-out", "Arrow data and arrays out, against values()", _run_out, _space_out),
 )
 

@@ -1,8 +1,8 @@
 /* The Arrow C data and C stream interfaces: three structs by which columns change hands, no library.
  *
- * Whoever holds a struct whose `release` is not NULL owns it and calls that once; who moves one copies
- * its bytes and sets `release` of the original to NULL. Release callbacks may run in any thread, with
- * or without the GIL.
+ * Whoever holds a struct whose `release` is not NULL owns it and calls that once; who moves one
+ * copies its bytes and sets `release` of the original to NULL. Release callbacks may run in any
+ * thread, with or without the GIL.
  * Source: https://arrow.apache.org/docs/format/CDataInterface.html (structure definitions) and
  * CStreamInterface.html; both are a stable ABI. In Python they travel in capsules:
  * CDataInterface/PyCapsuleInterface.html.
@@ -51,7 +51,7 @@ struct ArrowArray {
 
 struct ArrowArrayStream {
     int (*get_schema)(struct ArrowArrayStream *, struct ArrowSchema *out);
-    int (*get_next)(struct ArrowArrayStream *, struct ArrowArray *out); /* the end: release is NULL */
+    int (*get_next)(struct ArrowArrayStream *, struct ArrowArray *out); /* end: release is NULL */
     const char *(*get_last_error)(struct ArrowArrayStream *);
     void (*release)(struct ArrowArrayStream *);
     void *private_data;

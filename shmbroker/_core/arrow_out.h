@@ -2,10 +2,11 @@
  *
  *   block (counted) ── fixed: offsets, timestamps, validity and offsets of keys and values
  *      ▲               keys, values: their bytes
- *      └── every ArrowArray that was handed out, the struct's and each child's, and the Python object
+ *      └── every ArrowArray handed out, the struct's and each child's, and the Python object
  *
- * The format: "+s" of offset "l", timestamp "tsm:UTC", key "z", value "z" (Z with 64-bit offsets), the
- * last two nullable. A child may be moved out of its parent and live longer, so each holds the block.
+ * The format: "+s" of offset "l", timestamp "tsm:UTC", key "z", value "z" (Z with 64-bit offsets),
+ * the last two nullable. A child may be moved out of its parent and live longer, so each holds the
+ * block.
  * Filled once, then read only: any thread may release, without the GIL.
  * Source: arrow.h, and https://arrow.apache.org/docs/format/Columnar.html for the buffers.
  */
@@ -26,9 +27,10 @@ struct shmb_out_bytes {
     uint8_t *data;
     uint8_t *validity;
     void *offsets; /* int32, or int64 in a large block */
+    size_t validity_bytes;
     size_t used;
     int64_t nulls;
-    uint64_t word; /* validity of the last records, up to 64, not stored yet */
+    int mixed; /* null and not null have been seen: validity is kept, and of keys the offsets */
 };
 
 struct shmb_out_block {
@@ -72,6 +74,7 @@ static struct shmb_out_block *shmb_block_new(int64_t room, size_t bytes, int lar
     b->values.offsets = (uint8_t *)b->keys.offsets + ends;
     b->keys.validity = (uint8_t *)b->values.offsets + ends;
     b->values.validity = b->keys.validity + bits;
+    b->keys.validity_bytes = b->values.validity_bytes = bits;
     return b;
 }
 
@@ -81,33 +84,62 @@ SHMB_INLINE void shmb_out_end(struct shmb_out_bytes *c, int large, int64_t i) {
     else
         ((int32_t *)c->offsets)[i] = (int32_t)c->used;
 }
-/* Stores the validity bits of the 64 records that `i` is one of. */
-SHMB_INLINE void shmb_out_word(struct shmb_out_bytes *c, int64_t i) {
-    for (int k = 0; k < 8; k++) c->validity[(i >> 6) * 8 + k] = (uint8_t)(c->word >> (8 * k));
-}
-SHMB_INLINE void shmb_out_put(struct shmb_out_bytes *c, int large, int64_t i, const uint8_t *at,
-                              int32_t bytes) {
-    shmb_out_end(c, large, i);
-    c->word |= (uint64_t)(bytes >= 0) << (i & 63);
-    if ((i & 63) == 63) {
-        shmb_out_word(c, i);
-        c->word = 0;
+/* From element `i` on the column has both: says of those before it that all, or none, are null. */
+static __attribute__((noinline)) void shmb_out_mix(struct shmb_out_bytes *c, int large, int64_t i,
+                                                   int null) {
+    memset(c->validity, 0, c->validity_bytes);
+    if (null) {
+        memset(c->offsets, 0, (size_t)(i + 1) * (large ? 8 : 4));
+        c->nulls = i;
+    } else {
+        memset(c->validity, 0xff, (size_t)(i >> 3));
+        if (i & 7) c->validity[i >> 3] = (uint8_t)((1u << (i & 7)) - 1);
     }
-    if (bytes < 0) {
-        c->nulls++;
-    } else if (bytes) {
+    c->mixed = 1;
+}
+
+SHMB_INLINE void shmb_out_copy(struct shmb_out_bytes *c, const uint8_t *at, int32_t bytes) {
+    if (bytes > 0) {
         shmb_copy_small(c->data + c->used, at, (size_t)bytes);
         c->used += (size_t)bytes;
     }
 }
+SHMB_INLINE void shmb_out_put_mixed(struct shmb_out_bytes *c, int large, int64_t i,
+                                    const uint8_t *at, int32_t bytes) {
+    shmb_out_end(c, large, i);
+    if (bytes < 0)
+        c->nulls++;
+    else
+        c->validity[i >> 3] |= (uint8_t)(1u << (i & 7));
+    shmb_out_copy(c, at, bytes);
+}
 
-/* Appends the records of the batch at `p` with offsets from `start` on; the cursor stands on its first.
- * `key_bytes`: no keys of the block are larger together. Returns record.h's status, END when all went
- * well, or SHMB_OUT_NO_MEMORY. */
+/* Values are most often all there, keys all absent: then their bits are not kept one by one. */
+SHMB_INLINE void shmb_out_value(struct shmb_out_bytes *c, int large, int64_t i, const uint8_t *at,
+                                int32_t bytes) {
+    if (SHMB_LIKELY(bytes >= 0 && !c->mixed)) {
+        shmb_out_end(c, large, i);
+        shmb_out_copy(c, at, bytes);
+        return;
+    }
+    if (!c->mixed) shmb_out_mix(c, large, i, 0);
+    shmb_out_put_mixed(c, large, i, at, bytes);
+}
+SHMB_INLINE void shmb_out_key(struct shmb_out_bytes *c, int large, int64_t i, const uint8_t *at,
+                              int32_t bytes) {
+    if (SHMB_LIKELY(bytes < 0 && !c->mixed)) return;
+    if (!c->mixed) shmb_out_mix(c, large, i, 1);
+    shmb_out_put_mixed(c, large, i, at, bytes);
+}
+
+/* Appends the records of the batch at `p` with offsets from `start` on; the cursor stands on its
+ * first. `key_bytes`: no keys of the block are larger together. Returns record.h's status, END when
+ * all went well, or SHMB_OUT_NO_MEMORY. */
 enum { SHMB_OUT_NO_MEMORY = 100 };
 
 SHMB_INLINE int shmb_block_add_as(int large, struct shmb_out_block *b, const uint8_t *p,
-                                  struct shmb_record_cursor *cursor, int64_t start, size_t key_bytes) {
+                                  struct shmb_record_cursor *cursor, int64_t start,
+                                  size_t key_bytes) {
     struct shmb_record r;
     int64_t base = shmb_batch_base_offset(p), skip = start - base, n = b->count, room = b->room;
     uint64_t first = (uint64_t)shmb_batch_base_timestamp(p); /* deltas wrap around, as in Java */
@@ -115,7 +147,7 @@ SHMB_INLINE int shmb_block_add_as(int large, struct shmb_out_block *b, const uin
     int append_time = shmb_batch_attributes(p) & SHMB_ATTR_LOG_APPEND_TIME;
     int64_t last = shmb_batch_max_timestamp(p);
     int status;
-    /* Copies: bytes that are stored could be any object's, but not one's of which nobody has the address. */
+    /* Copies: bytes that are stored could be any object's whose address somebody has. */
     struct shmb_record_cursor at = *cursor;
     struct shmb_out_bytes keys = b->keys, values = b->values;
     while ((status = shmb_record_next(&at, &r)) == SHMB_RECORD_OK) {
@@ -130,8 +162,8 @@ SHMB_INLINE int shmb_block_add_as(int large, struct shmb_out_block *b, const uin
         }
         offsets[n] = base + r.offset_delta;
         timestamps[n] = append_time ? last : (int64_t)(first + (uint64_t)r.timestamp_delta);
-        shmb_out_put(&keys, large, n, r.key, r.key_len);
-        shmb_out_put(&values, large, n, r.value, r.val_len);
+        shmb_out_key(&keys, large, n, r.key, r.key_len);
+        shmb_out_value(&values, large, n, r.value, r.val_len);
         n++;
     }
     b->keys = keys;
@@ -139,49 +171,47 @@ SHMB_INLINE int shmb_block_add_as(int large, struct shmb_out_block *b, const uin
     b->count = n;
     return status;
 }
-static int shmb_block_add(struct shmb_out_block *b, const uint8_t *p, struct shmb_record_cursor *cursor,
-                          int64_t start, size_t key_bytes) {
+static int shmb_block_add(struct shmb_out_block *b, const uint8_t *p,
+                          struct shmb_record_cursor *cursor, int64_t start, size_t key_bytes) {
     return b->large ? shmb_block_add_as(1, b, p, cursor, start, key_bytes)
                     : shmb_block_add_as(0, b, p, cursor, start, key_bytes);
 }
 
-/* After the last record: the ends of the last key and value, and the last bits. */
+/* After the last record: the ends of the last key and value. */
 static void shmb_block_end(struct shmb_out_block *b) {
     if (b->keys.data) { /* keys are most often a small part of what they could have been */
         uint8_t *less = (uint8_t *)realloc(b->keys.data, b->keys.used + 1);
         if (less) b->keys.data = less;
     }
-    if (b->count & 63) {
-        shmb_out_word(&b->keys, b->count);
-        shmb_out_word(&b->values, b->count);
-    }
+    if (!b->keys.mixed) shmb_out_mix(&b->keys, b->large, b->count, 1);
     shmb_out_end(&b->keys, b->large, b->count);
     shmb_out_end(&b->values, b->large, b->count);
 }
 
 /* How long value `i` is; -1: null. */
 static inline int64_t shmb_block_value_bytes(const struct shmb_out_block *b, int64_t i) {
-    if (!(b->values.validity[i >> 3] >> (i & 7) & 1)) return -1;
+    if (b->values.nulls && !(b->values.validity[i >> 3] >> (i & 7) & 1)) return -1;
     if (b->large) return ((int64_t *)b->values.offsets)[i + 1] - ((int64_t *)b->values.offsets)[i];
     return ((int32_t *)b->values.offsets)[i + 1] - ((int32_t *)b->values.offsets)[i];
 }
 
 /* The first value that is null or not as long as the first one; -1: none. */
-static int64_t shmb_block_first_other(const struct shmb_out_block *b) {
+static inline int64_t shmb_block_first_other(const struct shmb_out_block *b) {
     int64_t width = b->count ? shmb_block_value_bytes(b, 0) : 0;
     for (int64_t i = 0; i < b->count; i++)
         if (width < 0 || shmb_block_value_bytes(b, i) != width) return i;
     return -1;
 }
 
-/* ---- The schema --------------------------------------------------------------------------------- */
+/* ---- The schema --------------------------------------------------------------------------- */
 
 struct shmb_out_schema {
     struct ArrowSchema child[SHMB_OUT_COLUMNS];
     struct ArrowSchema *children[SHMB_OUT_COLUMNS];
 };
 
-static void shmb_out_child_schema_release(struct ArrowSchema *s) { s->release = NULL; } /* text only */
+/* Its text is constant. */
+static void shmb_out_child_schema_release(struct ArrowSchema *s) { s->release = NULL; }
 
 static void shmb_out_schema_release(struct ArrowSchema *s) {
     struct shmb_out_schema *own = (struct shmb_out_schema *)s->private_data;
@@ -215,14 +245,14 @@ static int shmb_out_schema(struct ArrowSchema *to, int large) {
     return 1;
 }
 
-/* ---- The array ---------------------------------------------------------------------------------- */
+/* ---- The array ---------------------------------------------------------------------------- */
 
 /* What one ArrowArray owns. */
 struct shmb_out_array {
     struct shmb_out_block *block;
     const void *buffers[3];
-    struct ArrowArray *children[SHMB_OUT_COLUMNS]; /* of the struct: allocated one by one with their */
-    struct ArrowArray child[SHMB_OUT_COLUMNS];     /* own shmb_out_array behind private_data */
+    struct ArrowArray *children[SHMB_OUT_COLUMNS]; /* of the struct's; each child has a */
+    struct ArrowArray child[SHMB_OUT_COLUMNS];     /* shmb_out_array of its own */
 };
 
 static void shmb_out_array_release(struct ArrowArray *a) {

@@ -7,12 +7,12 @@
  *       VIEWS      16 bytes each: length, then the bytes themselves, or which buffer and where in it
  *       SLICES     struct shmb_slice each: out of a list of Python objects
  *
- * Who made the memory is trusted no further than the interface forces us to: an element is asked for
- * its place once, the place is checked against what the chunk said when it was taken, and only then
- * followed. So memory that another thread changes meanwhile gives other bytes, or SHMB_ROWS_BAD, but
- * no access outside. (How long a buffer of 32- or 64-bit offsets is, and the data behind it, the C data
- * interface does not say; that its last offset is right is the producer's word, as for every consumer
- * of it.) Nothing here allocates, calls Python or needs the GIL.
+ * Who made the memory is trusted no further than the interface forces us to: an element is asked
+ * for its place once, the place is checked against what the chunk said when it was taken, and only
+ * then followed. So memory that another thread changes meanwhile gives other bytes, or an error,
+ * but no access outside. (How long a buffer of 32- or 64-bit offsets is, and the data behind it,
+ * the C data interface does not say; that its last offset is right is the producer's word, as for
+ * every consumer of it.) Nothing here allocates, calls Python or needs the GIL.
  * Source of the layouts: https://arrow.apache.org/docs/format/Columnar.html
  */
 #ifndef SHMB_COLUMNS_H
@@ -41,7 +41,7 @@ struct shmb_slice {
 
 struct shmb_chunk {
     int64_t count;           /* elements */
-    const uint8_t *data;     /* FIXED, VIEWS, SLICES: of element 0; OFFSETS: what offsets count from */
+    const uint8_t *data;     /* of element 0; with OFFSETS: what they count from */
     const uint8_t *offsets;  /* of element 0; may be unaligned */
     int64_t begin, end;      /* OFFSETS: the first and the last of them when the chunk was taken */
     int64_t width;           /* FIXED: bytes */
@@ -58,7 +58,7 @@ struct shmb_column {
     struct shmb_chunk *chunks; /* none of them empty */
 };
 
-/* ---- One element ------------------------------------------------------------------------------- */
+/* ---- One element ------------------------------------------------------------------------- */
 
 SHMB_INLINE int32_t shmb_load32(const void *at) {
     int32_t value;
@@ -129,7 +129,7 @@ SHMB_INLINE int shmb_chunk_at(enum shmb_column_kind kind, const struct shmb_chun
     return 1;
 }
 
-/* ---- Records out of columns --------------------------------------------------------------------- */
+/* ---- Records out of columns -------------------------------------------------------------- */
 
 /* A run: records whose values, keys and times each lie in one chunk. */
 struct shmb_run {
@@ -142,7 +142,12 @@ struct shmb_run {
     int64_t value_first, key_first, time_first; /* index in their chunk of the run's record 0 */
 };
 
-enum shmb_row_status { SHMB_ROWS_OK = 0, SHMB_ROWS_BAD_VALUE, SHMB_ROWS_BAD_KEY, SHMB_ROWS_NULL_TIME };
+enum shmb_row_status {
+    SHMB_ROWS_OK = 0,
+    SHMB_ROWS_BAD_VALUE,
+    SHMB_ROWS_BAD_KEY,
+    SHMB_ROWS_NULL_TIME,
+};
 
 struct shmb_row {
     const uint8_t *value, *key;
@@ -150,8 +155,9 @@ struct shmb_row {
     int64_t timestamp;              /* ms; only where the run has times */
 };
 
-SHMB_INLINE enum shmb_row_status shmb_run_row(enum shmb_column_kind kind, const struct shmb_run *run,
-                                              int64_t i, struct shmb_row *row) {
+SHMB_INLINE enum shmb_row_status shmb_run_row(enum shmb_column_kind kind,
+                                              const struct shmb_run *run, int64_t i,
+                                              struct shmb_row *row) {
     const uint8_t *at;
     int64_t bytes;
     if (!shmb_chunk_at(kind, run->values, run->value_first + i, &row->value, &row->value_bytes))
@@ -170,8 +176,8 @@ SHMB_INLINE enum shmb_row_status shmb_run_row(enum shmb_column_kind kind, const 
     return SHMB_ROWS_OK;
 }
 
-static __attribute__((unused)) enum shmb_row_status shmb_run_row_any(const struct shmb_run *run,
-                                                                     int64_t i, struct shmb_row *row) {
+static __attribute__((unused)) enum shmb_row_status shmb_run_row_any(
+    const struct shmb_run *run, int64_t i, struct shmb_row *row) {
     return shmb_run_row(run->value_kind, run, i, row);
 }
 
@@ -204,12 +210,14 @@ SHMB_INLINE int64_t shmb_run_encode_kind(enum shmb_column_kind kind, int plain,
         ptrdiff_t room = b->limit - p - SHMB_RECORD_OVERHEAD_MAX;
         if (room < 0 || size > (uint64_t)room) break;
         if (plain) {
-            p = shmb_record_put(p, delta, count, NULL, -1, row.value, (int32_t)row.value_bytes, NULL, 0, 0);
+            p = shmb_record_put(p, delta, count, NULL, -1, row.value, (int32_t)row.value_bytes,
+                                NULL, 0, 0);
         } else {
             if (run->partitions) {
                 if (run->partitions[i] != b->partition) break;
             } else if (b->partitions && row.key_bytes >= 0) {
-                if (shmb_partition_for_key(row.key, (size_t)row.key_bytes, b->partitions) != b->partition)
+                if (shmb_partition_for_key(row.key, (size_t)row.key_bytes, b->partitions) !=
+                    b->partition)
                     break;
             }
             if (run->times) {
@@ -241,7 +249,7 @@ static __attribute__((unused)) int64_t shmb_run_encode(const struct shmb_run *ru
     }
 }
 
-/* ---- Walking several columns at once ------------------------------------------------------------- */
+/* ---- Walking several columns at once ----------------------------------------------------- */
 
 struct shmb_walk {
     const struct shmb_column *column; /* NULL: there is none */

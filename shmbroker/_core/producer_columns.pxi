@@ -48,9 +48,10 @@ cdef class Rows:
         cdef shmb_row row
         cdef shmb_row_status status = shmb_run_row_any(run, i, &row)
         if status != SHMB_ROWS_OK:
+            role = "value" if status == SHMB_ROWS_BAD_VALUE else "key"
             raise self.refuse(i, ValueError, (
-                "its timestamp is null" if status == SHMB_ROWS_NULL_TIME else
-                f"its {'value' if status == SHMB_ROWS_BAD_VALUE else 'key'}'s offsets contradict the array's"))
+                "its timestamp is null" if status == SHMB_ROWS_NULL_TIME
+                else f"its {role}'s offsets contradict the array's"))
         if row.value_bytes > INT32_MAX // 2 or row.key_bytes > INT32_MAX // 2:
             size = max(row.value_bytes, row.key_bytes)
             error = self.refuse(i, errors.RecordTooLarge,
@@ -64,7 +65,8 @@ cdef class Rows:
         elif 0 <= row.timestamp < SHMB_TIMESTAMP_MAX:
             item.timestamp = row.timestamp
         else:
-            raise self.refuse(i, ValueError, f"timestamp {row.timestamp} is not in milliseconds since 1970")
+            raise self.refuse(i, ValueError,
+                              f"timestamp {row.timestamp} is not in milliseconds since 1970")
         return 0
 
     cdef object refuse(self, int64_t i, kind, str why):
@@ -169,7 +171,8 @@ cdef int64_t _send_stretch(ManyReceipt receipt, Rows rows, const shmb_run *run, 
     cdef int32_t index, before
     cdef shmb_put rc, after = SHMB_PUT_OK
     cdef shmb_rows_batch open
-    if lane == NULL or lane.stale or shmb_item_bound(item) + SHMB_BATCH_HEADER_BYTES > lanes.max_bytes:
+    if (lane == NULL or lane.stale
+            or shmb_item_bound(item) + SHMB_BATCH_HEADER_BYTES > lanes.max_bytes):
         lane = _lane_for(lanes, p, item)
     o = shmb_lane_lock(lane)
     rc = shmb_lane_put(lane, item, &b, &index)

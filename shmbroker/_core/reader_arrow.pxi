@@ -1,7 +1,7 @@
 # Part of reader.pyx: a RecordBatch as Arrow data and as arrays, all in memory of its own.
 #
-# The records are decoded in one pass into one block (arrow_out.h), which Arrow arrays and NumPy's share
-# afterwards. No Python object is made for a record, and the GIL is not held meanwhile.
+# The records are decoded in one pass into one block (arrow_out.h), which Arrow arrays and NumPy's
+# share afterwards. No Python object is made for a record, and the GIL is not held meanwhile.
 
 
 cdef int fill_block(shmb_out_block *block, const uint8_t *p, const uint8_t *end, int64_t start,
@@ -84,8 +84,8 @@ cdef object numbers_of(RecordBatch batch, bint timestamps):
 cdef class ArrowBatch:
     """Offset, timestamp, key and value of a batch's records as Arrow data, in memory of its own.
 
-    Any Arrow library takes it: `pyarrow.record_batch(batch.arrow())`, `polars.DataFrame(…)`. They share
-    the memory, which goes with the last of them. Thread-safe.
+    Any Arrow library takes it: `pyarrow.record_batch(batch.arrow())`, `polars.DataFrame(…)`. They
+    share the memory, which goes with the last of them. Thread-safe.
     """
 
     cdef shmb_out_block *_block
@@ -103,7 +103,7 @@ cdef class ArrowBatch:
         return f"ArrowBatch({self._block.count} records: offset, timestamp, key, value)"
 
     def __arrow_c_schema__(self):
-        """The Arrow type: a struct of offset (int64), timestamp (ms, UTC), key and value (binary)."""
+        """The Arrow type: a struct of offset (int64), timestamp (ms, UTC), key, value (binary)."""
         cdef ArrowSchema *schema = <ArrowSchema *>malloc(sizeof(ArrowSchema))
         if schema == NULL or not shmb_out_schema(schema, self._block.large):
             free(schema)
@@ -156,18 +156,18 @@ cdef class Values:
     cdef Py_ssize_t width(self, RecordBatch batch) except -1:
         """The length that all values have; ValueError names the first that has another."""
         cdef shmb_out_block *b = self._block
-        cdef int64_t wrong
+        cdef int64_t wrong, has
         if b.count == 0:
             return 0
         wrong = shmb_block_first_other(b)
         if wrong >= 0:
-            what = (f"{shmb_block_value_bytes(b, wrong)} bytes" if shmb_block_value_bytes(b, wrong) >= 0
-                    else "none (a tombstone)")
+            has = shmb_block_value_bytes(b, wrong)
+            what = f"{has} bytes" if has >= 0 else "none (a tombstone)"
             rule = "the values before have" if wrong else "an array needs"
             width = shmb_block_value_bytes(b, 0)
             raise ValueError(
-                f"the value at offset {b.offsets[wrong]} of {batch.topic}-{batch.partition} has {what}, "
-                f"{rule} {width if wrong else 'bytes'}: batch.array() is for values of one length; "
+                f"the value at offset {b.offsets[wrong]} of {batch.topic}-{batch.partition} has "
+                f"{what}, {rule} {width if wrong else 'bytes'}: batch.array() is for values of one length; "
                 "batch.values() and batch.arrow() take any")
         return shmb_block_value_bytes(b, 0)
 
@@ -191,8 +191,8 @@ cdef object array_of(RecordBatch batch, dtype):
     if width != size and (size == 0 or width == 0 or width % size):
         if len(batch):
             raise ValueError(
-                f"the values of {batch.topic}-{batch.partition} from offset {batch.base_offset} on have "
-                f"{width} bytes, which dtype {kind} of {size} bytes does not divide")
+                f"the values of {batch.topic}-{batch.partition} from offset {batch.base_offset} on "
+                f"have {width} bytes, which dtype {kind} of {size} bytes does not divide")
         width = size
     items = numpy.frombuffer(values, kind) if values._block.values.used else numpy.empty(0, kind)
     return items if width == size else items.reshape(-1, width // size)

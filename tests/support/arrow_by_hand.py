@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -158,3 +159,37 @@ class HandMadeStream:
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         return _new_capsule(ctypes.addressof(self._stream), b"arrow_array_stream", None)
+
+
+def offsets(*values: int, code: str = "i") -> bytes:
+    return struct.pack(f"<{len(values)}{code}", *values)
+
+
+# Arrays of which one element can't be, as HandMade's first arguments.
+BAD_ELEMENTS: dict[str, tuple[bytes, list[bytes | None], int]] = {
+    "offsets that fall": (b"z", [None, offsets(0, 4, 2, 5), b"abcde"], 3),
+    "an offset before the first": (b"z", [None, offsets(2, 1, 3), b"abc"], 2),
+    "an offset behind the last": (b"z", [None, offsets(0, 1 << 30, 3), b"abc"], 2),
+    "large offsets that fall": (b"Z", [None, offsets(0, 1 << 40, 2, code="q"), b"abc"], 2),
+    "a negative view": (b"vz", [None, struct.pack("<i12x", -1), b"abc", offsets(3, code="q")], 1),
+    "a view of no buffer": (
+        b"vz",
+        [None, struct.pack("<i4xii", 13, 1, 0), b"a" * 13, offsets(13, code="q")],
+        1,
+    ),
+    "a view behind its buffer": (
+        b"vz",
+        [None, struct.pack("<i4xii", 13, 0, 1), b"a" * 13, offsets(13, code="q")],
+        1,
+    ),
+    "a view before its buffer": (
+        b"vz",
+        [None, struct.pack("<i4xii", 13, 0, -1), b"a" * 13, offsets(13, code="q")],
+        1,
+    ),
+    "a view of the buffer that is missing": (
+        b"vz",
+        [None, struct.pack("<i4xii", 13, 0, 0), None, offsets(13, code="q")],
+        1,
+    ),
+}

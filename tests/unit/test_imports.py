@@ -29,7 +29,18 @@ HELPERS = {
 SANS_IO = ("wire", "control/coordinator", "control/messages.py")
 NOT_SANS_IO = {"socket", "zmq", "posix_ipc", "mmap", "multiprocessing", "select", "asyncio", "time"}
 CLOCKS = {"now", "utcnow", "today"}  # of datetime
-HEAVY = ("typer", "click", "rich", "structlog", "matplotlib", "numpy", "pandas", "uvloop", "pytest")
+HEAVY = (
+    "typer",
+    "click",
+    "rich",
+    "structlog",
+    "matplotlib",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "uvloop",
+    "pytest",
+)
 
 
 def rank(name: str) -> int | None:
