@@ -15,6 +15,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final
 
@@ -41,6 +42,7 @@ _log = get_logger("shmbroker.writer")
 TICK_S: Final = 0.1
 RETRY_S: Final = 0.002  # what waits for memory or disk space is tried again after so long
 RETENTION_S: Final = 1.0
+SAVING_MAX: Final = 16  # checkpoints on their way to the disk
 
 
 class Writer:
@@ -59,6 +61,8 @@ class Writer:
         self._waiting: dict[int, int] = {}
         self._retry_set = False
         self._retained_at = 0.0
+        self._saver = ThreadPoolExecutor(1, "checkpoints")
+        self._saving: list[Served] = []  # their checkpoints are on the way
         self._promises_due = False  # a topic went or was altered: less may be promised now
         self._threads: list[threading.Thread] = []
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
@@ -189,6 +193,8 @@ class Writer:
         if served is None:
             return {}
         self._waiting.pop(slot, None)
+        if served in self._saving:
+            self._saving.remove(served)
         if served.part is not None:
             served.part.set_state("closed")
         log = served.log
@@ -314,6 +320,7 @@ class Writer:
         self._engine.stop_flushers()
         for thread in self._threads:
             thread.join()
+        self._saver.shutdown()
         for served in self._served.values():
             try:
                 served.close(self._engine, self._rings)
@@ -466,7 +473,11 @@ class Writer:
 
     def _checkpoint(self, now: float) -> None:
         """Keeps what a recovery would have to scan within checkpoint_bytes over all partitions, and
-        within checkpoint_interval_ms, for at most half of the time."""
+        within checkpoint_interval_ms. A thread of its own waits for the disk, for a few at a time:
+        a slow sync of one partition holds up no other's roll."""
+        for served in [s for s in self._saving if s.settled]:
+            self._saving.remove(served)
+            self._guard(served, served.settle)
         broker = self._spec.config.broker
         live = [s for s in self._served.values() if s.part is not None and s.unsaved_bytes > 0]
         unsaved = sum(s.unsaved_bytes for s in live)
@@ -475,11 +486,17 @@ class Writer:
             old = now - served.checkpointed_at >= broker.checkpoint_interval_ms / 1000
             if not old and unsaved <= limit:
                 continue
+            if len(self._saving) >= SAVING_MAX or time.monotonic() - now > TICK_S / 2:
+                return
+            if served in self._saving:
+                continue
             unsaved -= served.unsaved_bytes
             served.checkpointed_at = now
-            self._guard(served, served.checkpoint)
-            if time.monotonic() - now > TICK_S / 2:
-                return
+            self._guard(served, partial(self._begin_checkpoint, served))
+
+    def _begin_checkpoint(self, served: Served) -> None:
+        if served.begin_checkpoint(self._saver.submit):
+            self._saving.append(served)
 
     def _guard(self, served: Served, step: Callable[[], object]) -> None:
         try:

@@ -34,6 +34,7 @@ from shmbroker.log import (
 from shmbroker.log.checkpoint import Checkpoint
 from shmbroker.log.index import SegmentIndex
 from shmbroker.log.iomode import IoMode
+from shmbroker.log.pending import PendingCheckpoint
 from shmbroker.log.reader import Limit, SegmentReader
 from shmbroker.log.recovery import Recovered
 from shmbroker.log.recycle import NextSegment, retire
@@ -69,6 +70,7 @@ class PartitionLog:
         self.sharers = 1  # partitions that share the quarter of the free disk that may be reserved
         self._reach = write_reach_bytes
         self._clock = clock
+        self._pending: PendingCheckpoint | None = None
         self._on_disk = found.checkpoint
         self._durable = (found.log_end_offset, found.segment, found.position)
         self._recycled = found.recycled
@@ -176,6 +178,7 @@ class PartitionLog:
         none, after the clean marker is gone from disk and the leader epoch is there. Raises
         PartitionReadOnly, DiskFull, OSError."""
         self._refuse_readonly()
+        self.settle()
         if not self.segments:
             segment = Segment.create(self.directory, self.log_end_offset, self.io, self._now_ms())
             self.segments.append(segment)
@@ -222,6 +225,7 @@ class PartitionLog:
         """Ends a rolled segment whose last write is durable: cuts it to its length, syncs its
         indexes, writes the producer snapshot of its end and a checkpoint; returns when all of that
         is durable."""
+        self.settle()
         following = next(s for s in self.segments if s.base_offset > segment.base_offset)
         segment.max_timestamp = max(segment.max_timestamp, max_timestamp)
         self._seal_files(segment, length_bytes, following.base_offset)
@@ -245,26 +249,51 @@ class PartitionLog:
     # --- checkpoints and the end ---
 
     def write_checkpoint(
-        self,
-        durable_offset: int,
-        file_position: int,
-        *,
-        max_timestamp: int = -1,
-        clean: bool = False,
+        self, durable_offset: int, file_position: int, *, max_timestamp: int = -1
     ) -> None:
         """Says on disk that everything below durable_offset, which ends at file_position of its
         segment, is durable; indexes are synced before. Recovery reads from there on.
 
         max_timestamp: the largest in that segment (ms), where the caller knows it.
         """
+        pending = self.begin_checkpoint(durable_offset, file_position, max_timestamp=max_timestamp)
+        if pending is not None:
+            pending.run()
+            self.settle()
+
+    def begin_checkpoint(
+        self, durable_offset: int, file_position: int, *, max_timestamp: int = -1
+    ) -> PendingCheckpoint | None:
+        """write_checkpoint in two: what is returned is whole, and the caller has it `run`, in which
+        thread it likes, and calls `settle` some time after. None: nothing to write."""
+        self.settle()
         segment = self._segment_ending(durable_offset, file_position)
         if segment is None:
-            return
+            return None
         segment.max_timestamp = max(segment.max_timestamp, max_timestamp)
-        for index_file in self._indexes.values():
-            index_file.sync()
+        paths = [path for index in self._indexes.values() for path in index.take_unsynced()]
         self.log_end_offset = max(self.log_end_offset, durable_offset)
-        self._store(self._point(durable_offset, segment, file_position, clean=clean))
+        point = self._point(durable_offset, segment, file_position, clean=False)
+        self._pending = PendingCheckpoint(self.directory, point, paths)
+        return self._pending
+
+    @property
+    def settled(self) -> bool:
+        """Whether `settle` would not have to wait."""
+        return self._pending is None or self._pending.done
+
+    def settle(self) -> None:
+        """Waits for a checkpoint that was begun; it counts now. Raises DiskFull, OSError if it
+        failed."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            self._stored(pending.result())
+        except BaseException:
+            for index_file in self._indexes.values():
+                index_file.unsynced()
+            raise
 
     def close(
         self,
@@ -278,6 +307,7 @@ class PartitionLog:
         are durable on return. Without, everything stays as it is on disk."""
         self._next.close()
         try:
+            self.settle()
             if durable_offset is None or file_position is None or not self._started:
                 return
             active = self._active()
@@ -296,9 +326,11 @@ class PartitionLog:
 
     def retire(self, now_ms: int, durable_offset: int) -> int | None:
         """Retires what retention.ms, retention.bytes and delete_records allow; returns the new log
-        start offset, or None when nothing changed. The new start is durable before a file goes."""
-        if self.recovery.state != "online" or len(self.segments) < 2:
+        start offset, or None when nothing changed. The new start is durable before a file goes.
+        Does nothing while a checkpoint is on its way."""
+        if self.recovery.state != "online" or len(self.segments) < 2 or not self.settled:
             return None
+        self.settle()
         recovers_from = self._on_disk.segment if self._on_disk is not None else 0
         sealed = [
             s for s in self.segments[:-1] if s not in self.sealing and s.base_offset < recovers_from
@@ -330,6 +362,7 @@ class PartitionLog:
         """Moves the log start offset up to before_offset (at most durable_offset), durably; whole
         segments below go with the next `retire`. Returns the log start offset."""
         self._refuse_readonly()
+        self.settle()
         if before_offset > durable_offset:
             raise OffsetOutOfRange(
                 self.topic, self.partition, before_offset, self.log_start_offset, durable_offset
@@ -401,6 +434,7 @@ class PartitionLog:
         settings are as they were.
         """
         reach = max(self._reach, write_reach_bytes)  # what was written so far stays as it is
+        self.settle()
         point = self._on_disk if self.recovery.state == "online" else None
         if point is not None and reach > point.write_reach_bytes:
             self._store(self._changed(checkpoint.replace(point, write_reach_bytes=reach)))
@@ -542,6 +576,10 @@ class PartitionLog:
         )
 
     def _store(self, point: Checkpoint) -> None:
+        assert self._pending is None, "a newer one must not be overwritten by one that is begun"
         checkpoint.store(self.directory, point)
+        self._stored(point)
+
+    def _stored(self, point: Checkpoint) -> None:
         self._on_disk = point
         self._durable = (point.durable_offset, point.segment, point.file_position)
