@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from shmbroker import errors
@@ -43,7 +44,7 @@ class Assignment:
         return f"{self.topic}-{self.partition}"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Served:
     """See the module. `part` is None while the log can't be opened; `reason` then says why."""
 
@@ -128,13 +129,34 @@ class Served:
 
     def checkpoint(self) -> None:
         """Writes a checkpoint at the durable end, unless a roll is under way (the seal will)."""
+        if self.begin_checkpoint(lambda job: job()):
+            self.settle()
+
+    def begin_checkpoint(self, run: Callable[[Callable[[], None]], object]) -> bool:
+        """The same, with the waiting for the disk done by `run`; `settle` is to follow. False:
+        nothing is to be written."""
         log, part = self._both()
         self.collect_index()
         appended = part.appended_bytes
         segment, nbytes, offset = part.durable()
-        if log.active is not None and segment == log.active.base_offset:
-            log.write_checkpoint(offset, nbytes, max_timestamp=part.max_timestamp)
-            self.checkpointed_bytes = appended
+        if log.active is None or segment != log.active.base_offset:
+            return False
+        pending = log.begin_checkpoint(offset, nbytes, max_timestamp=part.max_timestamp)
+        if pending is None:
+            return False
+        self.checkpointed_bytes = appended
+        run(pending.run)
+        return True
+
+    @property
+    def settled(self) -> bool:
+        """Whether no checkpoint is on its way to the disk."""
+        return self.log is None or self.log.settled
+
+    def settle(self) -> None:
+        """Waits for it; raises what went wrong."""
+        if self.log is not None:
+            self.log.settle()
 
     def retain(self, now_ms: int) -> None:
         """Retires what retention.ms and retention.bytes no longer keep; rolls by segment.ms."""

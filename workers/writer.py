@@ -15,8 +15,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import zmq
 
@@ -27,20 +26,19 @@ from shmbroker.config import TopicSettings
 from shmbroker.control import messages
 from shmbroker.control.datadir import lock_shared
 from shmbroker.control.plan import WriterSpec
-from shmbroker.log.files import FULL, disk_full, sync_directory
+from shmbroker.log.files import sync_directory
 from shmbroker.log.iomode import detect_io_mode
 from shmbroker.workers import logfile, logs
+from shmbroker.workers.housekeeping import RETRY_S, Housekeeper, now_ms
 from shmbroker.workers.lifecycle import adopt_parent
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop
 from shmbroker.workers.opening import Opener
 from shmbroker.workers.rings import Rings, require_budget
 from shmbroker.workers.served import Assignment, Served
+from shmbroker.workers.sources import Sources
 
 _log = get_logger("shmbroker.writer")
-TICK_S: Final = 0.1
-RETRY_S: Final = 0.002  # what waits for memory or disk space is tried again after so long
-RETENTION_S: Final = 1.0
 
 
 class Writer:
@@ -51,15 +49,11 @@ class Writer:
         self._engine = engine
         self._opener = opener
         self._rings = rings
-        rings.settle = self._settle
         self._loop = Loop()
-        self._served: dict[int, Served] = {}
-        self._objects: dict[int, tuple[shm.ShmObject, shm.ShmObject]] = {}
-        self._leaving: dict[int, list[messages.Request]] = {}
-        self._waiting: dict[int, int] = {}
-        self._retry_set = False
-        self._retained_at = 0.0
-        self._promises_due = False  # a topic went or was altered: less may be promised now
+        self._keeper = Housekeeper(
+            engine, rings, self._loop, spec.config.broker, self._tell_state, self._let_go
+        )
+        self._sources = Sources(spec, engine, self._well, self._keeper.retry_soon)
         self._threads: list[threading.Thread] = []
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -69,8 +63,8 @@ class Writer:
             "unassign": self._unassign,
             "settings": self._settings,
             "delete_records": self._delete_records,
-            "attach_ingress": self._attach,
-            "detach_ingress": self._detach,
+            "attach_ingress": self._sources.attach,
+            "detach_ingress": self._sources.detach,
             "status": self._status,
             "memory": self._memory,
             "log": self._log_file,
@@ -84,7 +78,7 @@ class Writer:
         self._send(messages.encode_request("hello", 0, writer=self._spec.writer, pid=os.getpid()))
         self._loop.watch(self._socket, self._receive)
         self._loop.watch(self._engine.events_fd, self._wanted)
-        self._loop.after(TICK_S, self._tick)
+        self._keeper.start()
         self._loop.run()
         self._loop.close()
         self._socket.close(linger=1000)
@@ -93,6 +87,12 @@ class Writer:
 
     def _send(self, frame: bytes) -> None:
         self._socket.send(frame)
+
+    def _well(self, request: messages.Request) -> None:
+        self._send(messages.encode_reply(request.id, {}))
+
+    def _let_go(self) -> None:
+        self._sources.let_go()
 
     def _receive(self) -> None:
         while True:
@@ -128,17 +128,17 @@ class Writer:
             opened.append(self._opened(served) | {"seconds": time.monotonic() - started})
         if not request.optional("more", bool):
             if adopt:
-                for slot in set(range(self._engine.slots)) - self._served.keys():
+                for slot in set(range(self._engine.slots)) - self._keeper.served.keys():
                     self._opener.forget(slot)
             self._start_threads()
         return {"partitions": opened}
 
     def _serve(self, served: Served) -> None:
-        self._served[served.place.slot] = served
+        self._keeper.served[served.place.slot] = served
         self._rings.promise(served.place.settings.largest_batch_bytes)
         if served.log is not None:
             writers = max(1, len(self._spec.cpus_allowed) - 1)  # as many as us, at most
-            served.log.sharers = len(self._served) * writers
+            served.log.sharers = len(self._keeper.served) * writers
 
     def _opened(self, served: Served) -> dict[str, Any]:
         recovery = None if served.log is None else served.log.recovery
@@ -185,10 +185,9 @@ class Writer:
     def _unassign(self, request: messages.Request) -> Mapping[str, Any]:
         """Drains, closes, and with `delete` removes the files."""
         slot = request.arg("slot", int)
-        served = self._served.pop(slot, None)
+        served = self._keeper.forget(slot)
         if served is None:
             return {}
-        self._waiting.pop(slot, None)
         if served.part is not None:
             served.part.set_state("closed")
         log = served.log
@@ -197,28 +196,27 @@ class Writer:
             shutil.rmtree(served.place.directory)
             sync_directory(os.path.dirname(served.place.directory))
         self._engine.free_slot(slot)
-        self._promises_due = True
         return {}
 
     def _settings(self, request: messages.Request) -> Mapping[str, Any]:
         """Answered when they are in force."""
-        served = self._served.get(request.arg("slot", int))
+        served = self._keeper.served.get(request.arg("slot", int))
         if served is not None:
             settings = TopicSettings.from_kafka(
                 request.arg("settings", dict), self._spec.config.log
             )
             self._rings.promise(settings.largest_batch_bytes)
             served.alter(settings, self._opener.reach(settings))
-            self._promises_due = True
+            self._keeper.promises_due = True
         return {}
 
     def _delete_records(self, request: messages.Request) -> Mapping[str, Any]:
         """Answered when the new log start is durable; whole segments below are gone then too."""
         slot = request.arg("slot", int)
-        served = self._served.get(slot)
+        served = self._keeper.served.get(slot)
         if served is None:
             raise errors.InvalidRequest(f"slot {slot} has no partition")
-        start = served.delete_records(request.arg("before_offset", int), _now_ms())
+        start = served.delete_records(request.arg("before_offset", int), now_ms())
         return {"log_start_offset": start}
 
     def _memory(self, request: messages.Request) -> Mapping[str, Any]:
@@ -231,53 +229,10 @@ class Writer:
         logfile.reopen(request.arg("path", str))
         return {}
 
-    def _attach(self, request: messages.Request) -> Mapping[str, Any]:
-        ingress = request.arg("ingress", int)
-        if self._engine.source(ingress) is not None:
-            return {}
-        ids = (bytes.fromhex(self._spec.boot_id), bytes.fromhex(self._spec.data_dir_id))
-        prefix = self._spec.shm_prefix
-        ring = shm.open_existing(f"{prefix}-i{ingress}", shm.KIND_INGRESS, *ids)
-        receipts = shm.open_existing(f"{prefix}-r{ingress}", shm.KIND_RECEIPTS, *ids, writable=True)
-        self._engine.add_source(
-            ingress,
-            ring.fileno(),
-            receipts.fileno(),
-            request.arg("capacity", int),
-            request.arg("slots", int),
-        )
-        self._objects[ingress] = (ring, receipts)
-        return {}
-
-    def _detach(self, request: messages.Request) -> Mapping[str, Any] | None:
-        """Answered when what the client had published is appended."""
-        ingress = request.arg("ingress", int)
-        if self._engine.source(ingress) is None:
-            return {}
-        self._leaving.setdefault(ingress, []).append(request)
-        self._let_go()
-        return None
-
-    def _let_go(self) -> None:
-        """Frees the rings of clients that left, once they are empty or hold rubbish."""
-        for ingress, requests in list(self._leaving.items()):
-            source = self._engine.source(ingress)
-            if source is not None:
-                if source.pending_bytes and source.detached is None:
-                    continue
-                self._engine.remove_source(ingress)
-                for found in self._objects.pop(ingress):
-                    found.close()
-            del self._leaving[ingress]
-            for request in requests:
-                self._send(messages.encode_reply(request.id, {}))
-        if self._leaving:
-            self._retry_soon()
-
     def _status(self, _request: messages.Request) -> Mapping[str, Any]:
         return {
-            "partitions": [served.describe() for served in self._served.values()],
-            "ingress": [source.describe() for source in self._engine.all_sources()],
+            "partitions": [served.describe() for served in self._keeper.served.values()],
+            "ingress": self._sources.describe(),
             "writer": {
                 "pid": os.getpid(),
                 "flushers": self._engine.flushers,
@@ -294,27 +249,26 @@ class Writer:
         self._drain(request, deadline)
 
     def _drain(self, request: messages.Request, deadline: float) -> None:
-        pending = sum(
-            source.pending_bytes for source in self._engine.all_sources() if source.detached is None
-        )
+        pending = self._sources.pending_bytes
         if pending and time.monotonic() < deadline:
             self._loop.after(RETRY_S, lambda: self._drain(request, deadline))
             return
         self._engine.stop_sequencer()
         clean = pending == 0
-        for served in self._served.values():
+        for served in self._keeper.served.values():
             if served.part is not None and served.part.state in ("online", "no_space"):
-                self._act(
+                self._keeper.act(
                     served, served.part.wants
                 )  # a roll that waits would keep it from draining
                 left = max(0.1, deadline - time.monotonic())
                 clean_here = served.part.wait_drained(left)
                 clean = clean and clean_here
-                self._act(served, served.part.wants)
+                self._keeper.act(served, served.part.wants)
         self._engine.stop_flushers()
         for thread in self._threads:
             thread.join()
-        for served in self._served.values():
+        self._keeper.stop()
+        for served in self._keeper.served.values():
             try:
                 served.close(self._engine, self._rings)
             except (OSError, errors.ShmbrokerError) as error:
@@ -322,99 +276,9 @@ class Writer:
         self._send(messages.encode_reply(request.id, {"drained": clean}))
         self._loop.stop()
 
-    # -- the engine's wants ----------------------------------------------------------------------
-
     def _wanted(self) -> None:
-        for part, bits in self._engine.take_wants():
-            served = self._served.get(part.slot)
-            if served is not None:
-                self._act(served, bits)
-        self._check_sources()
-
-    def _check_sources(self) -> None:
-        for source in self._engine.all_sources():
-            if source.detached is not None and source.id not in self._leaving:
-                _log.warning("client detached", ingress=source.id, reason=source.detached)
-                self._leaving[source.id] = []
-        self._let_go()
-
-    def _act(self, served: Served, bits: int) -> None:
-        """Does what a partition wants, the roll first: the flushers wait for it."""
-        part = served.part
-        if part is None:
-            return
-        steps: tuple[tuple[int, Callable[[], object]], ...] = (
-            (core.WANT_ROLL, served.roll),
-            (core.WANT_RING, lambda: self._provide(served)),
-            (core.WANT_ALLOC, served.extend),
-            (core.WANT_NEXT, served.prepare_next),
-            (core.WANT_SEAL, served.seal),
-            (core.WANT_INDEX, served.collect_index),
-            (core.WANT_FAILED, lambda: self._failed(served)),
-        )
-        for bit, step in steps:
-            if bits & bit:
-                part.done(bit)
-                try:
-                    step()
-                except (OSError, errors.ShmbrokerError) as error:
-                    full = _as_full(served, error)
-                    if full is None:
-                        self._offline(served, error)
-                        return
-                    self._no_space(served, bit, full)
-
-    def _provide(self, served: Served) -> None:
-        part = served.part
-        assert part is not None
-        try:
-            done = rings_done = served.first_append(self._rings) if not part.ring_bytes else True
-            if rings_done and part.ring_bytes and part.ring_need > part.ring_bytes:
-                done = self._rings.provide(part, None)
-        except errors.MemoryBudget as error:
-            _log.warning("no memory for a ring", partition=served.place.name, reason=str(error))
-            done = False
-        if not done:
-            self._wait_for(served, core.WANT_RING)
-        elif self._waiting.get(part.slot):
-            self._recovered(served)
-
-    def _settle(self, slot: int) -> None:
-        served = self._served.get(slot)
-        if served is not None and served.part is not None and served.part.roll_waits is not None:
-            served.part.done(core.WANT_ROLL)
-            served.roll()
-
-    def _no_space(self, served: Served, bit: int, error: errors.DiskFull) -> None:
-        part = served.part
-        assert part is not None
-        if part.state == "online":
-            served.reason = str(error)
-            part.set_state("no_space", errors.DiskFull.kafka_code)
-            _log.warning(
-                "partition waits for disk space", partition=served.place.name, reason=str(error)
-            )
-            self._tell_state(served)
-        self._wait_for(served, bit, TICK_S)
-
-    def _recovered(self, served: Served) -> None:
-        part = served.part
-        if part is not None and part.state == "no_space":
-            served.reason = ""
-            part.set_state("online")
-            _log.info("partition has disk space again", partition=served.place.name)
-            self._tell_state(served)
-
-    def _offline(self, served: Served, error: Exception) -> None:
-        served.reason = f"{served.place.name}: {error}"
-        if served.part is not None:
-            served.part.set_state("offline", errors.PartitionOffline.kafka_code)
-        _log.error("partition offline", partition=served.place.name, reason=str(error))
-        self._tell_state(served)
-
-    def _failed(self, served: Served) -> None:
-        served.fail()
-        self._tell_state(served)
+        self._keeper.wanted()
+        self._sources.check()
 
     def _tell_state(self, served: Served) -> None:
         state = "offline" if served.part is None else served.part.state
@@ -423,85 +287,6 @@ class Writer:
                 "partition_state", slot=served.place.slot, state=state, reason=served.reason
             )
         )
-
-    def _wait_for(self, served: Served, bit: int, seconds: float = RETRY_S) -> None:
-        slot = served.place.slot
-        self._waiting[slot] = self._waiting.get(slot, 0) | bit
-        self._retry_soon(seconds)
-
-    def _retry_soon(self, seconds: float = RETRY_S) -> None:
-        if not self._retry_set:
-            self._retry_set = True
-            self._loop.after(seconds, self._retry)
-
-    def _retry(self) -> None:
-        self._retry_set = False
-        waiting, self._waiting = self._waiting, {}
-        for slot, bits in waiting.items():
-            served = self._served.get(slot)
-            if served is not None:
-                self._act(served, bits)
-                if slot not in self._waiting:
-                    self._recovered(served)
-        self._let_go()
-
-    # -- the tick --------------------------------------------------------------------------------
-
-    def _tick(self) -> None:
-        now = time.monotonic()
-        self._loop.after(TICK_S, self._tick)
-        self._engine.heartbeat()
-        self._rings.look(now)
-        self._checkpoint(now)
-        if now - self._retained_at >= RETENTION_S:
-            self._retained_at = now
-            self._rings.allow_growth()
-            if self._promises_due:
-                self._promises_due = False
-                found = (s.place.settings.largest_batch_bytes for s in self._served.values())
-                self._rings.promise(max(found, default=0), at_least=False)
-            for served in self._served.values():
-                if served.part is not None and served.part.state in ("online", "no_space"):
-                    self._guard(served, partial(served.retain, _now_ms()))
-
-    def _checkpoint(self, now: float) -> None:
-        """Keeps what a recovery would have to scan within checkpoint_bytes over all partitions, and
-        within checkpoint_interval_ms, for at most half of the time."""
-        broker = self._spec.config.broker
-        live = [s for s in self._served.values() if s.part is not None and s.unsaved_bytes > 0]
-        unsaved = sum(s.unsaved_bytes for s in live)
-        limit = broker.checkpoint_bytes // 2
-        for served in sorted(live, key=lambda s: -s.unsaved_bytes):
-            old = now - served.checkpointed_at >= broker.checkpoint_interval_ms / 1000
-            if not old and unsaved <= limit:
-                continue
-            unsaved -= served.unsaved_bytes
-            served.checkpointed_at = now
-            self._guard(served, served.checkpoint)
-            if time.monotonic() - now > TICK_S / 2:
-                return
-
-    def _guard(self, served: Served, step: Callable[[], object]) -> None:
-        try:
-            step()
-        except (OSError, errors.ShmbrokerError) as error:
-            if _as_full(served, error) is None:
-                self._offline(served, error)
-            else:
-                _log.warning("no disk space", partition=served.place.name, reason=str(error))
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)
-
-
-def _as_full(served: Served, error: Exception) -> errors.DiskFull | None:
-    """DiskFull for a full disk, however it was met; None for any other error."""
-    if isinstance(error, errors.DiskFull):
-        return error
-    if isinstance(error, OSError) and error.errno in FULL:
-        return disk_full(served.place.directory, "the files", error)
-    return None
 
 
 def main(spec: WriterSpec) -> None:

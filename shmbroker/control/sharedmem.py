@@ -5,8 +5,8 @@ Makes the park words, the writer tables and the clients' ingress rings; unlinks 
 
 The budget (`memory.budget_bytes`) is split: a quarter for ingress rings, the rest, less tables and
 park words, for log rings, shared evenly by the writers there are. Ingress rings are given out as
-asked, within `memory.ingress_*_bytes`, halved while the quarter has no room for them. One that
-takes the largest batch any topic promises is held back for the client that brings such a batch.
+asked, within `memory.ingress_*_bytes`, halved while they are more than a quarter of what is left.
+One that takes the largest batch any topic promises is held back for the client that brings it.
 
 Invariants: the park object is flocked by the broker that uses it, so two copies of a data
 directory, which have one id, can't share it; nothing is adopted unless its preamble names this
@@ -27,7 +27,7 @@ from shmbroker.config import MemorySection
 RECEIPT_SLOTS_MIN: Final = 64
 RECEIPT_SLOTS_MAX: Final = 1 << 16
 _RECEIPT_SLOTS_HELD: Final = 1024  # held back with the ring for the largest batch
-_OTHERS: Final = 4  # smallest ingress rings that must fit beside that ring
+_OTHERS: Final = 4  # smallest ingress rings that must fit beside that ring; shares of what is left
 _DIRECTORY: Final = "/dev/shm"
 
 
@@ -124,9 +124,10 @@ class SharedMemory:
     def make_ingress(self, ingress: int, pid: int, capacity: int, slots: int) -> tuple[int, int]:
         """Makes the two objects of an ingress ring; returns capacity (bytes) and receipt slots.
 
-        Both become powers of two within bounds, and the capacity is halved until the budget has
-        room. `ingress_max_bytes` may be passed for the largest batch that a topic promises to take,
-        and who asks for room for that gets what is held back for it. Raises MemoryBudget.
+        Both become powers of two within bounds, and the capacity is halved until it is a quarter
+        of the room there is, or the smallest. `ingress_max_bytes` may be passed for the largest
+        batch that a topic promises to take, and who asks for room for that gets what is held back
+        for it. Raises MemoryBudget.
         """
         slots = min(max(_power_of_two(slots), RECEIPT_SLOTS_MIN), RECEIPT_SLOTS_MAX)
         least = _power_of_two(self.settings.ingress_min_bytes)
@@ -135,8 +136,8 @@ class SharedMemory:
         capacity = max(asked, least)
         left = self.ingress_budget_bytes - self.ingress_used_bytes - shm.receipts_bytes(slots)
         room = left - self._held_back()
-        while capacity > least and shm.ingress_bytes(capacity) > room:
-            capacity //= 2
+        while capacity > least and shm.ingress_bytes(capacity) > room // _OTHERS:
+            capacity //= 2  # who comes first takes no more than leaves some to the next
         if asked >= promised > capacity and shm.ingress_bytes(promised) <= left:
             capacity, room, self._promised_to = promised, left, ingress
         if shm.ingress_bytes(capacity) > room:

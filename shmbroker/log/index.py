@@ -88,6 +88,17 @@ class SegmentIndex:
                     os.fsync(fd)
         self._unsynced = False
 
+    def take_unsynced(self) -> tuple[str, ...]:
+        """Flushes, and leaves it to the caller to sync these files (`sync` won't any more)."""
+        self.flush()
+        taken = (self.offset_path, self.time_path) if self._unsynced else ()
+        self._unsynced = False
+        return taken
+
+    def unsynced(self) -> None:
+        """Syncing what was taken has failed, or nobody can tell."""
+        self._unsynced = True
+
     def last_time(self) -> tuple[int, int] | None:
         """(timestamp, offset) of the last time entry on disk."""
         return last_time_entry(self.time_path, self.base_offset)

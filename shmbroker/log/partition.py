@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from shmbroker.errors import DiskFull, OffsetOutOfRange, PartitionReadOnly
+from shmbroker.errors import DiskFull, OffsetOutOfRange
 from shmbroker.log import (
     allocate,
     checkpoint,
@@ -31,71 +31,16 @@ from shmbroker.log import (
     retention,
     snapshot,
 )
-from shmbroker.log.checkpoint import Checkpoint
-from shmbroker.log.index import SegmentIndex
 from shmbroker.log.iomode import IoMode
 from shmbroker.log.reader import Limit, SegmentReader
-from shmbroker.log.recovery import Recovered
-from shmbroker.log.recycle import NextSegment, retire
+from shmbroker.log.recycle import retire
 from shmbroker.log.segment import Segment
+from shmbroker.log.segments import SegmentedLog
 from shmbroker.topic_settings import TopicSettings
 
 
-class PartitionLog:
+class PartitionLog(SegmentedLog):
     """One partition's files. Made by `PartitionLog.open`."""
-
-    def __init__(
-        self,
-        directory: str,
-        topic_id: str,
-        topic: str,
-        partition: int,
-        settings: TopicSettings,
-        io: IoMode,
-        write_reach_bytes: int,
-        found: Recovered,
-        clock: Callable[[], float],
-    ) -> None:
-        self.directory = directory
-        self.topic_id, self.topic, self.partition = topic_id, topic, partition
-        self.settings, self.io = settings, io
-        self.recovery = found.result
-        self.producers = found.producers
-        self.log_start_offset = found.log_start_offset  # first that may be read, inclusive
-        self.log_end_offset = found.log_end_offset  # of the next record, as far as known here
-        self.leader_epoch = found.leader_epoch
-        self.epoch_history = found.epochs
-        self.sealing: list[Segment] = []  # rolled, `seal` is still to come
-        self.sharers = 1  # partitions that share the quarter of the free disk that may be reserved
-        self._reach = write_reach_bytes
-        self._clock = clock
-        self._on_disk = found.checkpoint
-        self._durable = (found.log_end_offset, found.segment, found.position)
-        self._recycled = found.recycled
-        self._next = NextSegment(directory, io, self._recycled)
-        self._indexes: dict[int, SegmentIndex] = {}
-        self.segments = [self._make(base, found) for base in found.logs]
-        point = found.checkpoint
-        # the checkpoint on disk says that appends of this epoch may follow it
-        self._started = (
-            point is not None
-            and not point.clean
-            and point.leader_epoch == self.leader_epoch
-            and self.recovery.state == "online"
-        )
-
-    def _make(self, base: int, found: Recovered) -> Segment:
-        segment = Segment(self.directory, base, self.io)
-        if base == found.segment:
-            segment.length = found.position
-            segment.max_timestamp = found.max_timestamp
-            segment.created_ms = found.created_ms
-        if base == found.logs[-1]:
-            segment.length = max(0, segment.length)
-        elif base in found.sealing:
-            segment.length = found.sealing[base]
-            self.sealing.append(segment)
-        return segment
 
     @classmethod
     def open(
@@ -152,11 +97,6 @@ class PartitionLog:
     # --- the active segment ---
 
     @property
-    def active(self) -> Segment | None:
-        """The segment that is appended to; None before the first append ever."""
-        return self.segments[-1] if self.segments else None
-
-    @property
     def has_next(self) -> bool:
         """Whether `roll` would find a prepared file."""
         return self._next.ready
@@ -176,6 +116,7 @@ class PartitionLog:
         none, after the clean marker is gone from disk and the leader epoch is there. Raises
         PartitionReadOnly, DiskFull, OSError."""
         self._refuse_readonly()
+        self.settle()
         if not self.segments:
             segment = Segment.create(self.directory, self.log_end_offset, self.io, self._now_ms())
             self.segments.append(segment)
@@ -222,6 +163,7 @@ class PartitionLog:
         """Ends a rolled segment whose last write is durable: cuts it to its length, syncs its
         indexes, writes the producer snapshot of its end and a checkpoint; returns when all of that
         is durable."""
+        self.settle()
         following = next(s for s in self.segments if s.base_offset > segment.base_offset)
         segment.max_timestamp = max(segment.max_timestamp, max_timestamp)
         self._seal_files(segment, length_bytes, following.base_offset)
@@ -242,29 +184,7 @@ class PartitionLog:
             newest = index.ENTRY.unpack(bytes(entries[-index.ENTRY.size :]))[2]
             self._active().max_timestamp = max(self._active().max_timestamp, newest)
 
-    # --- checkpoints and the end ---
-
-    def write_checkpoint(
-        self,
-        durable_offset: int,
-        file_position: int,
-        *,
-        max_timestamp: int = -1,
-        clean: bool = False,
-    ) -> None:
-        """Says on disk that everything below durable_offset, which ends at file_position of its
-        segment, is durable; indexes are synced before. Recovery reads from there on.
-
-        max_timestamp: the largest in that segment (ms), where the caller knows it.
-        """
-        segment = self._segment_ending(durable_offset, file_position)
-        if segment is None:
-            return
-        segment.max_timestamp = max(segment.max_timestamp, max_timestamp)
-        for index_file in self._indexes.values():
-            index_file.sync()
-        self.log_end_offset = max(self.log_end_offset, durable_offset)
-        self._store(self._point(durable_offset, segment, file_position, clean=clean))
+    # --- the end ---
 
     def close(
         self,
@@ -278,6 +198,7 @@ class PartitionLog:
         are durable on return. Without, everything stays as it is on disk."""
         self._next.close()
         try:
+            self.settle()
             if durable_offset is None or file_position is None or not self._started:
                 return
             active = self._active()
@@ -296,9 +217,11 @@ class PartitionLog:
 
     def retire(self, now_ms: int, durable_offset: int) -> int | None:
         """Retires what retention.ms, retention.bytes and delete_records allow; returns the new log
-        start offset, or None when nothing changed. The new start is durable before a file goes."""
-        if self.recovery.state != "online" or len(self.segments) < 2:
+        start offset, or None when nothing changed. The new start is durable before a file goes.
+        Does nothing while a checkpoint is on its way."""
+        if self.recovery.state != "online" or len(self.segments) < 2 or not self.settled:
             return None
+        self.settle()
         recovers_from = self._on_disk.segment if self._on_disk is not None else 0
         sealed = [
             s for s in self.segments[:-1] if s not in self.sealing and s.base_offset < recovers_from
@@ -330,6 +253,7 @@ class PartitionLog:
         """Moves the log start offset up to before_offset (at most durable_offset), durably; whole
         segments below go with the next `retire`. Returns the log start offset."""
         self._refuse_readonly()
+        self.settle()
         if before_offset > durable_offset:
             raise OffsetOutOfRange(
                 self.topic, self.partition, before_offset, self.log_start_offset, durable_offset
@@ -401,6 +325,7 @@ class PartitionLog:
         settings are as they were.
         """
         reach = max(self._reach, write_reach_bytes)  # what was written so far stays as it is
+        self.settle()
         point = self._on_disk if self.recovery.state == "online" else None
         if point is not None and reach > point.write_reach_bytes:
             self._store(self._changed(checkpoint.replace(point, write_reach_bytes=reach)))
@@ -408,31 +333,6 @@ class PartitionLog:
         self.settings = settings
 
     # --- inside ---
-
-    def _active(self) -> Segment:
-        assert self.segments, "before_first_append() makes the first segment"
-        return self.segments[-1]
-
-    def _state_of(self, segment: Segment) -> str:
-        if segment is self.active:
-            return "active"
-        return "sealing" if segment in self.sealing else "sealed"
-
-    def _now_ms(self) -> int:
-        return int(self._clock() * 1000)
-
-    def _ceiling(self) -> int:
-        return allocate.align_up(self.settings.segment_bytes, self.io.unit)
-
-    def _refuse_readonly(self) -> None:
-        if self.recovery.state != "online":
-            raise PartitionReadOnly(self.topic, self.partition, self.recovery.reason)
-
-    def _index(self, base: int) -> SegmentIndex:
-        found = self._indexes.get(base)
-        if found is None:
-            found = self._indexes[base] = SegmentIndex(self.directory, base)
-        return found
 
     def _facts(self, n: int) -> retention.SegmentFacts:
         segment = self.segments[n]
@@ -446,48 +346,6 @@ class PartitionLog:
             segment.size,
             segment.max_timestamp,
         )
-
-    def _segment_ending(self, durable_offset: int, file_position: int) -> Segment | None:
-        """The segment that a durable end lies in; at a roll, position 0 is in the later one."""
-        for segment in reversed(self.segments):
-            if segment.base_offset < durable_offset:
-                return segment
-            if segment.base_offset == durable_offset and file_position == 0:
-                return segment
-        return None
-
-    def _seal_files(self, segment: Segment, length: int, end_offset: int) -> None:
-        segment.cut(length)
-        index_file = self._index(segment.base_offset)
-        if segment.max_timestamp >= 0 and end_offset > segment.base_offset:
-            index_file.append_time(segment.max_timestamp, end_offset - 1)
-        index_file.sync()
-        if segment is not self.active:
-            segment.close()
-            del self._indexes[segment.base_offset]
-
-    def _finish_sealing(self, before: int | None = None) -> None:
-        """Seals what was rolled (below base offset `before`), its last write being durable."""
-        for segment in list(self.sealing):
-            if before is not None and segment.base_offset >= before:
-                continue
-            following = next(s for s in self.segments if s.base_offset > segment.base_offset)
-            length = segment.length
-            if length < 0:
-                length = self._find_length(segment, following.base_offset)
-            if segment.allocated_bytes != length:
-                self._seal_files(segment, length, following.base_offset)
-            segment.length = length
-            self.sealing.remove(segment)
-
-    def _find_length(self, segment: Segment, end_offset: int) -> int:
-        """Where the batch before end_offset ends, for a segment nobody told us the length of."""
-        self._index(segment.base_offset).flush()
-        with SegmentReader(self.directory) as reader:
-            found = reader.locate(end_offset - 1)
-        assert found is not None, "its last write is durable"
-        assert found[0] == segment.base_offset
-        return found[1].position + found[1].size_bytes
 
     def _move_start_at_any_rate(self, offset: int) -> None:
         try:
@@ -503,45 +361,3 @@ class PartitionLog:
         self.epoch_history = epochs.retire(self.epoch_history, offset)
         if self._on_disk is not None:
             self._store(self._changed(self._on_disk))
-
-    def _changed(self, point: Checkpoint) -> Checkpoint:
-        """The last checkpoint with what has changed besides the durable end."""
-        return checkpoint.replace(
-            point,
-            log_start_offset=self.log_start_offset,
-            epochs=epochs.retire(point.epochs, self.log_start_offset),
-            sealing=self._sealing_lengths(),
-        )
-
-    def _sealing_lengths(self) -> tuple[tuple[int, int], ...]:
-        return tuple((s.base_offset, s.length) for s in self.sealing if s.length > 0)
-
-    def _point(
-        self, durable_offset: int, segment: Segment, position: int, *, clean: bool
-    ) -> Checkpoint:
-        self.epoch_history = epochs.retire(self.epoch_history, self.log_start_offset)
-        if segment is self.active:
-            segment.length = max(segment.length, position)
-        return Checkpoint(
-            topic_id=self.topic_id,
-            partition=self.partition,
-            clean=clean,
-            log_start_offset=self.log_start_offset,
-            durable_offset=durable_offset,
-            segment=segment.base_offset,
-            file_position=position,
-            leader_epoch=self.leader_epoch,
-            epochs=self.epoch_history,
-            write_reach_bytes=self._reach,
-            unit=self.io.unit,
-            max_timestamp=segment.max_timestamp,
-            created_ms=segment.created_ms,
-            sealing=self._sealing_lengths(),
-            index_bytes=self._index(segment.base_offset).sizes(),
-            producers=self.producers.export(durable_offset),
-        )
-
-    def _store(self, point: Checkpoint) -> None:
-        checkpoint.store(self.directory, point)
-        self._on_disk = point
-        self._durable = (point.durable_offset, point.segment, point.file_position)

@@ -7,8 +7,10 @@ import os
 import socket
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from acceptor_harness import HERE, REPOSITORY, Broker, Peer, broker_at, eventual
 from shmbroker import errors
 from shmbroker._core import shm
 from shmbroker.config import Places
+from shmbroker.workers import detached, program
 
 
 @pytest.fixture
@@ -227,6 +230,45 @@ def test_a_killed_acceptor_takes_its_children_with_it_and_is_adopted(broker: Bro
     stranger = broker.peer(client=peer.ok["client"], token="wrong")
     assert stranger.ok["claimed"] is False
     for one in (peer, again, stranger):
+        one.close()
+
+
+SHORT_GRACE = """
+import sys
+from shmbroker.workers import acceptor, acceptor_main
+acceptor.CLAIM_GRACE_S = 1.0
+sys.exit(acceptor_main.main(sys.argv))
+"""
+
+
+def test_who_does_not_claim_its_rings_in_time_loses_them_and_nobody_else(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stays, goes = broker.peer(), broker.peer()
+    kept = stays.ask("open_ingress", writer=0, capacity=1, slots=1)["ingress"]
+    lost = goes.ask("open_ingress", writer=0, capacity=1, slots=1)["ingress"]
+    broker.kill()
+
+    def command(*args: Any) -> list[str]:
+        python, *_, given = program.command(*args)
+        return [python, "-c", SHORT_GRACE, given]
+
+    monkeypatch.setattr(detached, "command", command)
+    began = time.monotonic()
+    broker.up()
+    again = broker.peer(client=stays.ok["client"], token=stays.ok["token"])
+    assert again.ok["claimed"] is True
+    assert {f"i{kept}", f"i{lost}"} <= broker.objects(), "there is time to claim them"
+    assert [c["connected"] for c in again.ask("status")["clients"]] == [True, False]
+    eventually(lambda: f"i{lost}" not in broker.objects(), "the unclaimed ring is still there")
+    assert time.monotonic() - began >= 1.0
+    detached_rings = [n["ingress"] for n in broker.noted() if n["op"] == "detach_ingress"]
+    assert detached_rings == [lost], "its writer had what was published first"
+    (client,) = again.ask("status")["clients"]
+    assert [ring["ingress"] for ring in client["ingress"]] == [kept]
+    late = broker.peer(client=goes.ok["client"], token=goes.ok["token"])
+    assert late.ok["claimed"] is False
+    for one in (stays, goes, again, late):
         one.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -53,3 +54,22 @@ class TestWithLittleMemory:
                     assert receipt.result(timeout=20).offset == lap // 10
             for found in waiting:
                 found.result(timeout=30)
+
+    def test_the_largest_batch_finds_its_ring_while_eight_clients_hold_theirs(
+        self, broker: Any
+    ) -> None:
+        """Their rings may not take what is held back for whoever brings such a batch."""
+        with contextlib.ExitStack() as held:
+            first = held.enter_context(broker.client())
+            first.create_topic("big")  # of Kafka's 1 MiB
+            producers = []
+            for _ in range(8):
+                client = held.enter_context(broker.client())
+                producers.append(held.enter_context(client.producer()))
+                producers[-1].send_and_wait("big", b"small")
+            memory = first.status()["memory"]
+            assert memory["ingress_budget_bytes"] - memory["ingress_bytes"] >= 2 * MIB
+            receipt = producers[3].send("big", b"z" * (MIB - 1000))
+            assert receipt.result(timeout=20).offset == 8
+            for producer in producers:  # and the others go on
+                producer.send_and_wait("big", b"small")

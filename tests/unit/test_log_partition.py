@@ -6,9 +6,12 @@ import errno
 import fcntl
 import os
 import random
+import struct
 import subprocess
+import threading
 import warnings
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from aiokafka.record.memory_records import MemoryRecords as AiokafkaMemoryRecords
@@ -241,6 +244,68 @@ def test_offset_for_time_finds_the_first_batch_that_is_young_enough(make: MakeRi
         assert found[0] <= offset <= found[0] + 4
     assert rig.log.offset_for_time(5000) is None
     assert rig.log.offset_for_time(0) == (0, 1004)
+
+
+# --- checkpoints that another thread waits for ----------------------------------------------------
+
+
+def test_a_roll_does_not_wait_for_a_checkpoint_that_is_slow(
+    make: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that takes its time over one sync must not hold up the flushers of any partition."""
+    rig = make(SMALL)
+    rig.append(10)
+    rig.log.prepare_next()
+    reached, go_on = threading.Event(), threading.Event()
+    sync = os.fsync
+
+    def slow(fd: int) -> None:
+        if threading.current_thread().name == "checkpoints":
+            reached.set()
+            assert go_on.wait(20)
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    pending = rig.log.begin_checkpoint(rig.offset, rig.position)
+    assert pending is not None
+    thread = threading.Thread(target=pending.run, name="checkpoints")
+    thread.start()
+    assert reached.wait(20)
+    length = rig.position
+    rig.log.roll(rig.offset)
+    assert rig.log.retire(1 << 50, rig.offset) is None, "nor does retention wait: it comes again"
+    assert not rig.log.settled
+    go_on.set()
+    rig.log.seal(rig.log.sealing[0], length, 1009)  # this does, since it writes a newer one
+    thread.join()
+    assert rig.log.settled
+    point = checkpoint.load(str(rig.path))
+    assert point is not None
+    assert (point.segment, point.file_position) == (rig.offset, 0), "the newer one is not undone"
+
+
+def test_a_checkpoint_that_failed_is_told_of_and_its_indexes_are_synced_again(
+    make: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make(SMALL)
+    rig.append(10)
+    rig.log.add_index_entries(0, struct.pack("=3q", 9, 0, 1009))
+    before = checkpoint.load(str(rig.path))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", Mock(side_effect=OSError(errno.EIO, "the disk is broken")))
+        pending = rig.log.begin_checkpoint(rig.offset, rig.position)
+        assert pending is not None
+        pending.run()
+        with pytest.raises(OSError, match="broken"):
+            rig.log.settle()
+    assert checkpoint.load(str(rig.path)) == before
+    synced: list[str] = []
+    sync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), sync(fd))
+    )
+    rig.checkpoint()
+    assert any(path.endswith(".index") for path in synced)
 
 
 # --- retention and recycling ---------------------------------------------------------------------
