@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from shmbroker import errors
-from shmbroker.cli.options import DataDir, Instance, Json, connect, places
+from shmbroker.cli.options import DataDir, Instance, Json, complain, connect, places
 
 app = typer.Typer(
     help="Look into segments and indexes, verify them, repair damage.", no_args_is_help=True
@@ -76,8 +76,10 @@ def verify(
     for name in _directories(home, partitions or []):
         damaged += not _verify(home / name, limits.get((home / name).resolve()), json)
     if damaged:
-        print(f"shmbroker: {damaged} damaged partition(s); see what a repair would lose with: "
-              "shmbroker log repair", file=sys.stderr)  # fmt: skip
+        complain(
+            f"shmbroker: {damaged} damaged partition(s); see what a repair would lose with: "
+            "shmbroker log repair"
+        )
         raise typer.Exit(5)
 
 
@@ -96,8 +98,8 @@ def _verify(directory: Path, limit: tuple[int, int] | None, json: bool) -> bool:
         print(
             f"{directory.name}: {verdict}: offsets {max(0, found.start_offset)} to "
             f"{max(0, found.end_offset)}, {found.records:,} records in {found.batches:,} batches, "
-            f"{found.segments} segments, {found.bytes:,} bytes, {found.index_entries:,} index "
-            "entries",
+            f"{found.segments} segment{'' if found.segments == 1 else 's'}, {found.bytes:,} bytes, "
+            f"{found.index_entries:,} index entries",
             flush=True,
         )
         for problem in found.problems:
