@@ -45,6 +45,9 @@ def backup(
         sources = work.sources_of(client)
         with _bar(work.total_bytes(sources)) as show:
             made = work.backup(client, directory, sources, show)
+    except KeyboardInterrupt:
+        complain(f"shmbroker: interrupted; go on with: shmbroker backup {directory}")
+        raise
     finally:
         client.close()
     for p in made.partitions if json else ():

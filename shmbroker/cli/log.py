@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,10 +40,7 @@ def dump(
     for item in read(str(path), limit=_durable_limit(path, instance), batches=not summary):
         problems += item["kind"] == "problem"
         if json:
-            import orjson
-
-            options = orjson.OPT_APPEND_NEWLINE
-            sys.stdout.buffer.write(orjson.dumps(item, option=options, default=str))
+            _print_json(item)
         else:
             print(_text(item))
     if problems:
@@ -84,15 +82,11 @@ def verify(
 
 
 def _verify(directory: Path, limit: tuple[int, int] | None, json: bool) -> bool:
-    from dataclasses import asdict
-
     from shmbroker.log.verify import verify
 
     found = verify(str(directory), limit)
     if json:
-        import orjson
-
-        sys.stdout.buffer.write(orjson.dumps(asdict(found), option=orjson.OPT_APPEND_NEWLINE))
+        _print_json(asdict(found))
     else:
         verdict = "fine" if not found.problems else f"{len(found.problems)} problem(s)"
         print(
@@ -126,6 +120,7 @@ def repair(
         typer.Argument(metavar="[TOPIC-PARTITION]...", help="May be repeated, else all."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it; else only say.")] = False,
+    json: Json = False,
     instance: Instance = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -144,12 +139,12 @@ def repair(
         directory = open_data_dir(where.data_dir, create=False)
         _refuse_leftover_rings(directory.shm_prefix, directory.data_dir_id)
         chosen = list(_chosen(directory.meta_path, partitions or []))
-        if not _repair(where.data_dir, chosen, yes):
+        if not _repair(where.data_dir, chosen, yes, json):
             print("nothing was changed; repair with --yes", file=sys.stderr)
             raise typer.Exit(5)
 
 
-def _repair(data_dir: Path, chosen: list[tuple[str, str, int]], yes: bool) -> bool:
+def _repair(data_dir: Path, chosen: list[tuple[str, str, int]], yes: bool, json: bool) -> bool:
     """False: something is to be done, and nobody said yes."""
     from shmbroker.log.repair import execute, plan_repair
 
@@ -159,10 +154,14 @@ def _repair(data_dir: Path, chosen: list[tuple[str, str, int]], yes: bool) -> bo
         if not directory.is_dir() or not any(directory.glob("*.log")):
             continue  # never written to
         plan = plan_repair(str(directory))
-        print(plan.describe())
+        if json:
+            _print_json(asdict(plan))
+        else:
+            print(plan.describe())
         if plan.needed and yes:
             execute(plan, topic_id, partition)
-            print(f"{directory}: repaired; it ends at offset {plan.end_offset} now")
+            if not json:
+                print(f"{directory}: repaired; it ends at offset {plan.end_offset} now")
         undone |= plan.needed and not yes
     return not undone
 
@@ -239,6 +238,13 @@ def _live(
         for at in found
         if "flush_base_offset" in at
     }
+
+
+def _print_json(value: Mapping[str, Any]) -> None:
+    import orjson
+
+    line = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=str)
+    sys.stdout.buffer.write(line)
 
 
 def _text(item: Mapping[str, Any]) -> str:

@@ -109,6 +109,8 @@ def test_a_log_is_dumped_and_its_damage_found_and_repaired(cli_env: None, tmp_pa
     said = run_cli("log", "repair", "t-0", "--data-dir", str(data))
     assert said.returncode == 5
     assert "loses" in said.stdout
+    plan = run_cli("log", "repair", "t-0", "--json", "--data-dir", str(data))
+    assert (plan.returncode, json.loads(plan.stdout)["needed"]) == (5, True)
     done = run_cli("log", "repair", "t-0", "--yes", "--data-dir", str(data))
     assert done.returncode == 0, done.stderr
     assert run_cli("log", "dump", str(segment)).returncode == 0
