@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,23 @@ from shmbroker.log import manifest
 from shmbroker.workers import backup as work
 
 SEGMENT = 1 << 16
+KILLED_AT_THE_FOURTH = """
+import os, signal, sys
+from pathlib import Path
+import shmbroker
+from shmbroker.workers import backup as work
+
+copied = 0
+
+def progress(name, count):
+    global copied
+    copied += 1
+    if copied == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+client = shmbroker.connect()
+work.backup(client, Path(sys.argv[1]), work.sources_of(client), progress)
+"""
 
 
 @pytest.fixture
@@ -121,23 +141,15 @@ def test_a_backup_under_load_with_retention_is_whole_and_serves_the_same_offsets
     assert _values(second, "busy")[-1] == (busy["end_offset"], b"on")
 
 
-def test_an_interrupted_backup_goes_on_with_what_it_has(
-    broker: Any, second: Any, tmp_path: Path
-) -> None:
+def test_a_killed_backup_goes_on_with_what_it_has(broker: Any, second: Any, tmp_path: Path) -> None:
     _fill(broker, "a", 2000)
     _fill(broker, "b", 2000)
     directory = tmp_path / "backup"
-    copied = 0
-
-    def interrupt(_name: str, _count: int) -> None:
-        nonlocal copied
-        copied += 1
-        if copied == 4:
-            raise KeyboardInterrupt
-
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_THE_FOURTH, str(directory)], env=broker.env, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
     with broker.client() as client:
-        with pytest.raises(KeyboardInterrupt):
-            work.backup(client, directory, work.sources_of(client), interrupt)
         with pytest.raises(DamagedLog, match="go on with: shmbroker backup"):
             manifest.load(str(directory))
         with (directory / manifest.JOURNAL).open("a") as journal:
