@@ -10,9 +10,10 @@ the same places from the same name. Nothing is made before it is asked for.
 
 A socket's name may have 107 bytes (`sun_path`), a runtime directory may be longer. Then the socket
 is reached by a short name: `/tmp/shmbroker-<uid>/~<16 hex>` is a symlink to the runtime directory.
-Each process makes the same link by itself, and the kernel resolves it in bind() and connect(), so
-it serves ZeroMQ's `ipc://` and plain Unix sockets alike. (`/proc/self/fd/N/name` would serve only
-the process that holds the descriptor, and could be handed to nobody.)
+The broker makes it, and so does a client that has a /tmp of its own, and the kernel resolves it in
+bind() and connect(), so it serves ZeroMQ's `ipc://` and plain Unix sockets alike.
+(`/proc/self/fd/N/name` would serve only the process that holds the descriptor, and could be handed
+to nobody.)
 
 An absolute path in the place of a name is an address: the runtime directory itself, for a broker
 that has no name and whose data lies beside (`embedded.py`). `connect(address)` and `--instance
@@ -25,6 +26,7 @@ refused; an instance's name never begins with `~`, so links and instances don't 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -38,6 +40,7 @@ from shmbroker.errors import ConfigError
 
 DEFAULT_INSTANCE: Final = "default"
 SUN_PATH_MAX_BYTES: Final = 107  # sizeof(sockaddr_un.sun_path) without the closing NUL
+_LONGEST_SOCKET: Final = "control"
 _INSTANCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _TMP: Final = Path("/tmp")  # not $TMPDIR: broker and clients must agree
 
@@ -124,11 +127,32 @@ class Places:
     def socket_path(self, name: str) -> str:
         """A path of at most 107 bytes to the socket `name` of this instance.
 
-        The same for every process of this user. Makes the short link when one is needed.
+        The same for every process of this user. A long one leads through the short link, which is
+        made where it is missing and the socket is there (a container may have a /tmp of its own);
+        raises FileNotFoundError where neither is: who only looks for a broker that is gone leaves
+        nothing behind.
         """
         path = self.runtime_dir / name
-        if len(os.fsencode(path)) <= SUN_PATH_MAX_BYTES:
+        if not self._too_long(path):
             return str(path)
+        link = self._short_link()
+        if not os.path.lexists(link) and not path.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        self._link()
+        return str(link / name)
+
+    def make_short_link(self) -> None:
+        """What the broker does before it binds its sockets; nothing where their paths are short."""
+        if self._too_long(self.runtime_dir / _LONGEST_SOCKET):
+            self._link()
+
+    def remove_short_link(self) -> None:
+        """What it does when they are gone."""
+        self._short_link().unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # absent, or another instance is still there
+            _private_root(self.tmp_dir).rmdir()
+
+    def _link(self) -> None:
         link = self._short_link()
         _private_dir(link.parent)
         with contextlib.suppress(FileExistsError):
@@ -138,11 +162,17 @@ class Places:
                 f"leads to {os.readlink(link)} and not to {self.runtime_dir}; remove it",
                 file=str(link),
             )
-        return str(link / name)
+
+    @staticmethod
+    def _too_long(path: Path) -> bool:
+        return len(os.fsencode(path)) > SUN_PATH_MAX_BYTES
 
     def zmq_address(self, name: str) -> str:
         """The same socket as ZeroMQ writes it."""
-        return f"ipc://{self.socket_path(name)}"
+        try:
+            return f"ipc://{self.socket_path(name)}"
+        except FileNotFoundError:  # ZeroMQ tries again, and the next broker makes the link
+            return f"ipc://{self._short_link() / name}"
 
     def remove_runtime_dir(self) -> None:
         """Removes the runtime directory and the short link, after the broker; absent is fine."""
@@ -150,7 +180,7 @@ class Places:
             for entry in self.runtime_dir.iterdir():
                 entry.unlink(missing_ok=True)
             self.runtime_dir.rmdir()
-        self._short_link().unlink(missing_ok=True)
+        self.remove_short_link()
         for parent in {self.runtime_dir.parent, _private_root(self.tmp_dir)}:
             with contextlib.suppress(OSError):  # absent, or another instance is still there
                 parent.rmdir()

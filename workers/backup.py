@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shmbroker.control import datadir
 from shmbroker.control.meta import MetaStore
-from shmbroker.errors import DamagedLog, DataDirVersion, InvalidRequest
+from shmbroker.errors import DamagedLog, DataDirVersion, InvalidRequest, UnknownTopic
 from shmbroker.log import files, manifest
 from shmbroker.log.backup import Source, copy_partition
 from shmbroker.log.manifest import FileEntry, Journal, Manifest, PartitionEntry
@@ -61,9 +61,12 @@ def sources_of(client: Client) -> list[Source]:
         if "flush_base_offset" not in at:
             continue  # its writer has yet to take it up: nothing is in it
         topic = at["topic"]
-        if topic not in intervals:
-            config: Mapping[str, Any] = client.describe_topic(topic).config
-            intervals[topic] = int(config["index.interval.bytes"])
+        try:
+            if topic not in intervals:
+                config: Mapping[str, Any] = client.describe_topic(topic).config
+                intervals[topic] = int(config["index.interval.bytes"])
+        except UnknownTopic:  # deleted just now
+            continue
         found.append(
             Source(
                 directory=os.path.join(status["data_dir"], f"{topic}-{at['partition']}"),

@@ -136,6 +136,7 @@ class BrokerState:
             for entry in self.places.runtime_dir.iterdir():
                 if not entry.name.startswith(LOG_FILE):  # its older pieces are broker.log.1 …
                     entry.unlink(missing_ok=True)
+            self.places.remove_short_link()
         os.close(self.instance_fd)
         self.lock.release()
 
@@ -156,6 +157,7 @@ def _lock_instance(places: Places) -> int:
             f"instance {places.instance!r} is up already ({other}); stop it with: shmbroker down, "
             "or give this one another name with --instance"
         ) from None
+    places.make_short_link()
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"pid {os.getpid()}, data directory {places.data_dir}\n".encode(), 0)
     return fd

@@ -25,7 +25,7 @@ from shmbroker.log.iomode import detect_io_mode
 State = Literal["good", "better", "stops"]
 _SHM: Final = Path("/dev/shm")
 _SHM_MIN_BYTES: Final = 4 << 20
-_SHM_GOOD_BYTES: Final = 4 << 30  # the automatic budget is a quarter of it, at most 1 GiB
+_SHM_GOOD_BYTES: Final = 3 << 30  # the automatic budget is a quarter of it, at most 1 GiB
 _DISK_GOOD_BYTES: Final = 4 << 30
 _FILES_GOOD: Final = 65536
 _SYS_FUTEX_WAITV: Final = 449  # the same number on every architecture

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from shmbroker.cli.options import DataDir, Instance, Json, Timeout, connect, places
+from shmbroker.cli.options import DataDir, Instance, Json, Timeout, complain, connect, places
 
 Show = Callable[[str, int], None]
 
@@ -45,6 +45,9 @@ def backup(
         sources = work.sources_of(client)
         with _bar(work.total_bytes(sources)) as show:
             made = work.backup(client, directory, sources, show)
+    except KeyboardInterrupt:
+        complain(f"shmbroker: interrupted; go on with: shmbroker backup {directory}")
+        raise
     finally:
         client.close()
     for p in made.partitions if json else ():
@@ -96,8 +99,10 @@ def _verify(directory: Path, json: bool) -> None:
         elif wrong:
             print(f"{directory / entry.path}: {wrong}")
     if damaged:
-        print(f"shmbroker: {damaged} of {checked} files are damaged in {directory}; the backup "
-              "can't be restored: make another", file=sys.stderr)  # fmt: skip
+        complain(
+            f"shmbroker: {damaged} of {checked} files are damaged in {directory}; the backup "
+            "can't be restored: make another"
+        )
         raise typer.Exit(5)
     _say(f"{_count(checked, 'file')} in {directory}: all as written", json)
 

@@ -14,6 +14,7 @@ from shmbroker.cli.options import (
     Instance,
     Json,
     Timeout,
+    complain,
     configuration,
     connect,
     places,
@@ -78,10 +79,9 @@ def down(
         client.close()
     print(f"broker {name!r} is down")
     if not clean:
-        print(
+        complain(
             "shmbroker: a writer did not drain; nothing acknowledged is lost while the host stays "
-            "up: its rings wait in /dev/shm for the next shmbroker up (why: broker.log)",
-            file=sys.stderr,
+            "up: its rings wait in /dev/shm for the next shmbroker up (why: broker.log)"
         )
         raise typer.Exit(1)
 

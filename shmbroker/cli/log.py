@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from shmbroker import errors
-from shmbroker.cli.options import DataDir, Instance, Json, connect, places
+from shmbroker.cli.options import DataDir, Instance, Json, complain, connect, places
 
 app = typer.Typer(
     help="Look into segments and indexes, verify them, repair damage.", no_args_is_help=True
@@ -39,10 +40,7 @@ def dump(
     for item in read(str(path), limit=_durable_limit(path, instance), batches=not summary):
         problems += item["kind"] == "problem"
         if json:
-            import orjson
-
-            options = orjson.OPT_APPEND_NEWLINE
-            sys.stdout.buffer.write(orjson.dumps(item, option=options, default=str))
+            _print_json(item)
         else:
             print(_text(item))
     if problems:
@@ -76,28 +74,26 @@ def verify(
     for name in _directories(home, partitions or []):
         damaged += not _verify(home / name, limits.get((home / name).resolve()), json)
     if damaged:
-        print(f"shmbroker: {damaged} damaged partition(s); see what a repair would lose with: "
-              "shmbroker log repair", file=sys.stderr)  # fmt: skip
+        complain(
+            f"shmbroker: {damaged} damaged partition(s); see what a repair would lose with: "
+            "shmbroker log repair"
+        )
         raise typer.Exit(5)
 
 
 def _verify(directory: Path, limit: tuple[int, int] | None, json: bool) -> bool:
-    from dataclasses import asdict
-
     from shmbroker.log.verify import verify
 
     found = verify(str(directory), limit)
     if json:
-        import orjson
-
-        sys.stdout.buffer.write(orjson.dumps(asdict(found), option=orjson.OPT_APPEND_NEWLINE))
+        _print_json(asdict(found))
     else:
         verdict = "fine" if not found.problems else f"{len(found.problems)} problem(s)"
         print(
             f"{directory.name}: {verdict}: offsets {max(0, found.start_offset)} to "
             f"{max(0, found.end_offset)}, {found.records:,} records in {found.batches:,} batches, "
-            f"{found.segments} segments, {found.bytes:,} bytes, {found.index_entries:,} index "
-            "entries",
+            f"{found.segments} segment{'' if found.segments == 1 else 's'}, {found.bytes:,} bytes, "
+            f"{found.index_entries:,} index entries",
             flush=True,
         )
         for problem in found.problems:
@@ -124,6 +120,7 @@ def repair(
         typer.Argument(metavar="[TOPIC-PARTITION]...", help="May be repeated, else all."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it; else only say.")] = False,
+    json: Json = False,
     instance: Instance = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -142,12 +139,12 @@ def repair(
         directory = open_data_dir(where.data_dir, create=False)
         _refuse_leftover_rings(directory.shm_prefix, directory.data_dir_id)
         chosen = list(_chosen(directory.meta_path, partitions or []))
-        if not _repair(where.data_dir, chosen, yes):
+        if not _repair(where.data_dir, chosen, yes, json):
             print("nothing was changed; repair with --yes", file=sys.stderr)
             raise typer.Exit(5)
 
 
-def _repair(data_dir: Path, chosen: list[tuple[str, str, int]], yes: bool) -> bool:
+def _repair(data_dir: Path, chosen: list[tuple[str, str, int]], yes: bool, json: bool) -> bool:
     """False: something is to be done, and nobody said yes."""
     from shmbroker.log.repair import execute, plan_repair
 
@@ -157,10 +154,14 @@ def _repair(data_dir: Path, chosen: list[tuple[str, str, int]], yes: bool) -> bo
         if not directory.is_dir() or not any(directory.glob("*.log")):
             continue  # never written to
         plan = plan_repair(str(directory))
-        print(plan.describe())
+        if json:
+            _print_json(asdict(plan))
+        else:
+            print(plan.describe())
         if plan.needed and yes:
             execute(plan, topic_id, partition)
-            print(f"{directory}: repaired; it ends at offset {plan.end_offset} now")
+            if not json:
+                print(f"{directory}: repaired; it ends at offset {plan.end_offset} now")
         undone |= plan.needed and not yes
     return not undone
 
@@ -237,6 +238,13 @@ def _live(
         for at in found
         if "flush_base_offset" in at
     }
+
+
+def _print_json(value: Mapping[str, Any]) -> None:
+    import orjson
+
+    line = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=str)
+    sys.stdout.buffer.write(line)
 
 
 def _text(item: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from shmbroker import errors
+from shmbroker.cli.options import complain
 
 EXIT_CODES = """Exit codes: 0 done, 1 failed, 2 usage, 3 no broker, 4 timeout, 5 damage found,
 130 Ctrl+C.
@@ -43,18 +44,21 @@ class _Group(TyperGroup):
             sys.stdout.flush()  # a closed pipe is to be noticed here and not when Python ends
             return found
         except errors.ShmbrokerError as error:
-            print(f"shmbroker: {error}", file=sys.stderr)
+            complain(f"shmbroker: {error}")
             raise typer.Exit(exit_code_of(error)) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except typer.Abort as error:  # a question that was not answered
-            raise typer.Exit(130 if _interrupted(error) else 1) from None
+            if not _interrupted(error):
+                raise typer.Exit(1) from None
+            print(file=sys.stderr)  # behind the question
+            raise typer.Exit(130) from None
         except BrokenPipeError:  # who read our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except OSError as error:
             what = f"{error.filename}: " if error.filename else ""
-            print(f"shmbroker: {what}{error.strerror or error}", file=sys.stderr)
+            complain(f"shmbroker: {what}{error.strerror or error}")
             raise typer.Exit(1) from None
 
 

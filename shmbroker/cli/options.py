@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +40,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a lin
 Timeout = Annotated[
     float, typer.Option("--timeout", min=0, metavar="SECONDS", help="To wait for the broker.")
 ]
+
+
+def complain(text: str) -> None:
+    """To standard error: one line, which a terminal gets wrapped between words."""
+    if sys.stderr.isatty():
+        import shutil
+        import textwrap
+
+        width = shutil.get_terminal_size().columns
+        text = textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False,
+                             break_on_hyphens=False)  # fmt: skip
+    print(text, file=sys.stderr)
 
 
 def complete_topic(ctx: typer.Context, incomplete: str) -> list[str]:

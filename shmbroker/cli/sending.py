@@ -13,6 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from shmbroker import errors
+from shmbroker.cli.options import complain
 from shmbroker.cli.record_json import from_json
 
 if TYPE_CHECKING:
@@ -179,4 +180,4 @@ class Sending:
         self.failed += count
         if before < _NAMED:
             lines = f"line {number}" if count == 1 else f"lines {number} to {number + count - 1}"
-            print(f"shmbroker: {lines}: {why}", file=sys.stderr)
+            complain(f"shmbroker: {lines}: {why}")

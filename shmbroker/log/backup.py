@@ -82,7 +82,11 @@ def copy_partition(
         end_offset=point.durable_offset,
         leader_epoch=point.leader_epoch,
     )
-    return entry, [_entry_of(backup, target, name) for name in sorted(os.listdir(target))]
+    there = sorted(os.listdir(target))
+    known = journal.known  # of sealed segments: their CRC was computed from this very copy
+    return entry, [
+        known.get(f"{source.name}/{name}") or _entry_of(backup, target, name) for name in there
+    ]
 
 
 def _copy_segments(source: Source, target: str, journal: Journal, progress: Progress) -> list[int]:

@@ -138,6 +138,8 @@ def test_a_log_is_dumped_and_its_damage_found_and_repaired(cli_env: None, tmp_pa
     said = run_cli("log", "repair", "t-0", "--data-dir", str(data))
     assert said.returncode == 5
     assert "loses" in said.stdout
+    plan = run_cli("log", "repair", "t-0", "--json", "--data-dir", str(data))
+    assert (plan.returncode, json.loads(plan.stdout)["needed"]) == (5, True)
     done = run_cli("log", "repair", "t-0", "--yes", "--data-dir", str(data))
     assert done.returncode == 0, done.stderr
     assert run_cli("log", "dump", str(segment)).returncode == 0
@@ -181,6 +183,37 @@ def test_completion_names_the_topics_of_a_running_broker(broker: dict[str, objec
     )  # fmt: skip
     assert done.stdout.split() == ["ticks", "trades"]
     assert done.stderr == ""
+
+
+def test_sockets_in_a_directory_with_a_long_path_are_no_error(
+    cli_env: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = tmp_path / "/".join(["a-long-name-of-a-directory" * 2] * 4)
+    runtime.mkdir(parents=True)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    up = run_cli("up", "--detach")
+    assert up.returncode == 0, up.stderr
+    assert str(runtime) in up.stdout
+    try:
+        assert run_cli("topic", "create", "t").returncode == 0
+        assert run_cli("produce", "t", input="1\n").returncode == 0
+        assert run_cli("consume", "t", "--from", "-1", "-e").stdout == "1\n"
+    finally:
+        assert run_cli("down").returncode == 0
+
+
+def test_up_detached_fails_with_the_reason(cli_env: None, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("x")
+    up = run_cli("up", "--detach", "--data-dir", str(tmp_path / "mine"))
+    assert (up.returncode, up.stdout) == (1, "")
+    assert "letter" in up.stderr
+    assert len(up.stderr.splitlines()) == 1
+    bad = tmp_path / "bad.toml"
+    bad.write_text("[broker]\nwriters = -1\n")
+    up = run_cli("up", "--detach", "--config", str(bad))
+    assert up.returncode == 1
+    assert f"{bad}:2" in up.stderr
 
 
 def test_a_second_up_is_refused_with_the_pid(broker: dict[str, object]) -> None:

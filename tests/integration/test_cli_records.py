@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
+import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,6 +159,66 @@ def test_a_consumer_whose_reader_has_gone_ends_while_no_record_comes(broker: Any
         process.stdout.close()
         assert process.wait(20) == 0
         assert process.stderr.read() == b""
+
+
+def test_ctrl_c_ends_a_wait_for_records_and_a_wait_for_lines_with_130(broker: Any) -> None:
+    broker.run("topic", "create", "t")
+    command = [sys.executable, "-m", "shmbroker.cli.main"]
+    pipes: dict[str, Any] = {
+        "env": broker.env, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE, "text": True,
+    }  # fmt: skip
+    consume = subprocess.Popen([*command, "consume", "t", "--from", "earliest"], **pipes)
+    produce = subprocess.Popen([*command, "produce", "t"], **pipes)
+    with consume, produce:
+        assert produce.stdin is not None
+        assert consume.stdout is not None
+        produce.stdin.write("one\n")
+        produce.stdin.flush()
+        assert consume.stdout.readline() == "one\n"  # typed lines go at once
+        for process in (produce, consume):
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+        assert produce.stderr is not None
+        assert produce.stderr.read().startswith("1 record sent to t")
+        assert consume.stderr is not None
+        assert consume.stderr.read() == ""
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_a_terminal_gets_a_progress_bar_and_wrapped_errors(
+    broker: Any, tmp_path: Path, columns: int
+) -> None:
+    broker.run("topic", "create", "t")
+    lines = tmp_path / "lines"
+    lines.write_bytes(b"0123456789" * 9 + b"\n" + b"x\n" * 2_500_000)
+    code, said = _on_terminal(broker, columns, "produce", "t", str(lines))
+    assert code == 0
+    assert "100%" in said or "lines" in said
+    assert "2,500,001 records sent to t" in said
+    code, said = _on_terminal(broker, columns, "produce", "nope", str(lines))
+    assert code == 1
+    words = re.sub(r"\s+", " ", said)
+    assert "create it with: shmbroker topic create nope" in words
+    assert max(map(len, said.splitlines())) <= columns
+
+
+def _on_terminal(broker: Any, columns: int, *words: str) -> tuple[int, str]:
+    """A command whose standard error is a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    command = [sys.executable, "-m", "shmbroker.cli.main", *words]
+    env = {k: v for k, v in broker.env.items() if k not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen(
+        command, env=env | {"TERM": "xterm"}, stdout=subprocess.PIPE, stderr=theirs
+    )
+    os.close(theirs)
+    said = b""
+    with process, contextlib.suppress(OSError):  # EIO is the terminal's end of file
+        while data := os.read(ours, 1 << 16):
+            said += data
+    os.close(ours)
+    return process.returncode, said.decode()
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ def test_long_socket_paths_work_for_plain_sockets_and_zeromq(tmp_path: Path) -> 
     runtime.mkdir()
     places = find(tmp_path, XDG_RUNTIME_DIR=str(runtime))
     places.make_runtime_dir()
+    places.make_short_link()
     path = places.socket_path("attach")
     assert len(os.fsencode(path)) <= SUN_PATH_MAX_BYTES
     again = find(tmp_path, XDG_RUNTIME_DIR=str(runtime)).socket_path("attach")
@@ -106,12 +107,38 @@ def test_long_socket_paths_work_for_plain_sockets_and_zeromq(tmp_path: Path) -> 
 
 def test_a_short_link_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     runtime = tmp_path / ("r" * 120)
+    runtime.mkdir()
     places = find(tmp_path, XDG_RUNTIME_DIR=str(runtime))
+    places.make_runtime_dir()
+    places.make_short_link()
     link = Path(places.socket_path("attach")).parent
     link.unlink()
     link.symlink_to("/elsewhere")
     with pytest.raises(ConfigError, match="leads to /elsewhere"):
         places.socket_path("attach")
+
+
+def test_who_looks_for_a_broker_that_is_gone_leaves_no_link(tmp_path: Path) -> None:
+    runtime = tmp_path / ("r" * 120)
+    runtime.mkdir()
+    places = find(tmp_path, XDG_RUNTIME_DIR=str(runtime))
+    places.make_runtime_dir()  # with a log of before, say
+    with pytest.raises(FileNotFoundError):
+        places.socket_path("attach")
+    assert places.zmq_address("control").endswith("/control")
+    assert not (tmp_path / f"shmbroker-{os.getuid()}").exists()
+
+
+def test_a_client_with_a_tmp_of_its_own_makes_the_link_to_a_socket_that_is_there(
+    tmp_path: Path,
+) -> None:
+    runtime = tmp_path / ("r" * 120)
+    runtime.mkdir()
+    places = find(tmp_path, XDG_RUNTIME_DIR=str(runtime))
+    (places.make_runtime_dir() / "attach").touch()
+    assert os.path.samefile(places.socket_path("attach"), places.runtime_dir / "attach")
+    places.remove_short_link()
+    assert not (tmp_path / f"shmbroker-{os.getuid()}").exists()
 
 
 def test_short_socket_paths_stay_as_they_are(tmp_path: Path) -> None:
