@@ -7,12 +7,16 @@ values, keys and checksums are made before or after.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Literal
 
 import shmbroker
+import shmbroker.aio
 from shmbroker.perf.values import Checksum, ValueSpec, checksum_of
 
 Address = tuple[str, str]
@@ -39,6 +43,7 @@ class Sender(_Attached):
 
     def __init__(self, address: Address, topic: str, spec: ValueSpec, keyed: bool = False) -> None:
         super().__init__(address)
+        self._address = address
         self.producer = self.client.producer()
         self._topic, self._spec = topic, spec
         self._values = spec.make()
@@ -97,6 +102,55 @@ class Sender(_Attached):
         self.producer.flush()
         took = time.perf_counter() - began
         _all_good(receipts)
+        return took
+
+    def loop_aio(self) -> float:
+        """`await send` for each value in a task of its own loop, until all are durable."""
+        return asyncio.run(self._loop_aio())
+
+    async def _loop_aio(self) -> float:
+        instance, data_dir = self._address
+        receipts: list[Any] = []
+        keep, topic = receipts.append, self._topic
+        async with (
+            shmbroker.aio.connect(instance, data_dir=data_dir, timeout=60) as client,
+            client.producer() as producer,
+        ):
+            send = producer.send
+            began = time.perf_counter()
+            for value in self._values:
+                keep(await send(topic, value))
+            await producer.flush()
+            took = time.perf_counter() - began
+        _all_good(receipts)
+        return took
+
+    def loop_threads(self, threads: int) -> float:
+        """The values dealt out to so many threads with one producer, until all are durable."""
+        parts = self.parts(threads)
+        receipts: list[list[Any]] = [[] for _ in parts]
+        ready = threading.Barrier(threads + 1)
+
+        def work(part: list[bytes], keep: Callable[[Any], None]) -> None:
+            send, topic = self.producer.send, self._topic
+            ready.wait()
+            for value in part:
+                keep(send(topic, value))
+
+        workers = [
+            threading.Thread(target=work, args=(part, kept.append))
+            for part, kept in zip(parts, receipts, strict=True)
+        ]
+        for worker in workers:
+            worker.start()
+        ready.wait()
+        began = time.perf_counter()
+        for worker in workers:
+            worker.join()
+        self.producer.flush()
+        took = time.perf_counter() - began
+        for kept in receipts:
+            _all_good(kept)
         return took
 
     def bare_loop(self) -> float:
@@ -164,6 +218,12 @@ class Receiver(_Attached):
         rising = all(part == sorted(part) for part in parts.values())
         whole = sorted(value for part in parts.values() for value in part)
         return rising and checksum_of([whole]) == checksum_of([spec.make()])
+
+    def is_permutation(self, topic: str, start: dict[int, int], spec: ValueSpec) -> bool:
+        """Whether the partitions together hold exactly the spec's values, in any order."""
+        found = [value for batch in self._batches(topic, start, spec.count)
+                 for value in batch.values()]  # fmt: skip
+        return checksum_of([sorted(found)]) == checksum_of([sorted(spec.make())])
 
     def read(
         self, topic: str, count: int, how: Literal["values", "offset_value", "all", "arrow"]

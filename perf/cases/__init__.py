@@ -5,6 +5,7 @@ from typing import Final
 from shmbroker.perf.case import Case
 from shmbroker.perf.cases import (
     cli_lines,
+    client,
     consume,
     data,
     durable_one,
@@ -26,6 +27,7 @@ ALL: Final[tuple[Case, ...]] = (
     *consume.CASES,
     *cli_lines.CASES,
     *data.CASES,
+    *client.CASES,
     *startup.CASES,
     *recovery.CASES,
     *idle.CASES,
