@@ -111,6 +111,11 @@ class Places:
             tmp_dir=tmp_dir,
         )
 
+    @property
+    def is_address(self) -> bool:
+        """Whether the instance is named by its runtime directory."""
+        return self.instance.startswith("/")
+
     def make_runtime_dir(self) -> Path:
         """Makes the runtime directory, 0700, and returns it; refuses one that is not ours alone."""
         if self.runtime_dir.parent == _private_root(self.tmp_dir):

@@ -52,8 +52,10 @@ def main(argv: list[str]) -> int:
     owner = Owner(*given["owner"]) if given.get("owner") else None
     for inherited in (fd, *((owner.pidfd, owner.lock_fd) if owner else ())):
         os.set_inheritable(inherited, False)
-    places = Places.find(given["instance"], data_dir=given["data_dir"], config=given.get("config"))
     try:
+        places = Places.find(
+            given["instance"], data_dir=given["data_dir"], config=given.get("config")
+        )
         loaded = load(places.config_file, flags=given.get("flags"))
         module = given.get("writer_module") or WRITER_MODULE
         options = UpOptions(places, loaded, fd, module, owner, given.get("log_file"))

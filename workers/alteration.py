@@ -36,8 +36,9 @@ def alter(
     topic = topics.get(name)
     own = altered(topic.settings, config)
     count = topic.partitions if partitions is None else partitions
-    if config:
-        topics.check_promise(name, TopicSettings.from_kafka(own, topics.defaults))
+    settings = TopicSettings.from_kafka(own, topics.defaults)
+    if settings.largest_batch_bytes > topics.settings(topic).largest_batch_bytes:
+        topics.check_promise(name, settings)
     old = topics.places_of(topic)
     have = {place.partition for place in old}
     with meta.transaction():
@@ -61,12 +62,11 @@ def alter(
             answer({"topics": topics.metadata([name])})
 
     # Both at once: a deletion that is asked for meanwhile must come behind them.
-    settings = topics.settings(topic).to_kafka()
     topics.assign(new, settled)
     topics.ask_all(
         old if config else [],
         "settings",
-        lambda place: {"slot": place.slot, "settings": settings},
+        lambda place: {"slot": place.slot, "settings": settings.to_kafka()},
         _no_error,
         settled,
     )

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from shmbroker import errors
 from shmbroker._core import engine as core
@@ -26,6 +26,7 @@ from shmbroker.workers.rings import Rings
 from shmbroker.workers.served import Served
 
 _log = get_logger("shmbroker.writer")
+T = TypeVar("T")
 TICK_S: Final = 0.1
 RETRY_S: Final = 0.002  # what waits for memory or disk space is tried again after so long
 RETENTION_S: Final = 1.0
@@ -222,6 +223,16 @@ class Housekeeper:
     def _begin_checkpoint(self, served: Served) -> None:
         if served.begin_checkpoint(self._saver.submit):
             self._saving.append(served)
+
+    def asked(self, served: Served, step: Callable[[], T]) -> T:
+        """Something that a request is about; raises what goes wrong, after a failed write or sync
+        with the partition offline."""
+        try:
+            return step()
+        except OSError as error:
+            if _as_full(served, error) is None:
+                self._offline(served, error)
+            raise
 
     def _guard(self, served: Served, step: Callable[[], object]) -> None:
         try:

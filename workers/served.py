@@ -11,6 +11,7 @@ never flushed again.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -193,7 +194,8 @@ class Served:
         durable = part.durable()[2]
         wanted = durable if before_offset < 0 else min(before_offset, durable)
         if wanted > log.log_start_offset:
-            self.checkpoint()  # recovery must not begin below the log start
+            with contextlib.suppress(errors.DiskFull):  # what goes now makes room
+                self.checkpoint()  # so that recovery begins no further below than it must
             part.set_log_start(log.delete_records(wanted, durable))
             self.retain(now_ms)
         return log.log_start_offset

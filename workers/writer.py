@@ -206,7 +206,8 @@ class Writer:
                 request.arg("settings", dict), self._spec.config.log
             )
             self._rings.promise(settings.largest_batch_bytes)
-            served.alter(settings, self._opener.reach(settings))
+            reach = self._opener.reach(settings)
+            self._keeper.asked(served, lambda: served.alter(settings, reach))
             self._keeper.promises_due = True
         return {}
 
@@ -216,7 +217,8 @@ class Writer:
         served = self._keeper.served.get(slot)
         if served is None:
             raise errors.InvalidRequest(f"slot {slot} has no partition")
-        start = served.delete_records(request.arg("before_offset", int), now_ms())
+        before = request.arg("before_offset", int)
+        start = self._keeper.asked(served, lambda: served.delete_records(before, now_ms()))
         return {"log_start_offset": start}
 
     def _memory(self, request: messages.Request) -> Mapping[str, Any]:

@@ -64,7 +64,9 @@ def connect(
     NoBroker.
     """
     places = Places.find(instance, data_dir=data_dir)
-    asked = data_dir or os.environ.get("SHMBROKER_DATA_DIR")
+    asked = data_dir
+    if not places.is_address:  # an address says which broker it is, whatever the environment says
+        asked = asked or os.environ.get("SHMBROKER_DATA_DIR")
     connection = Connection(places, timeout=timeout, reconnect_s=reconnect_s)
     serves = connection.attachment.data_dir
     if asked and os.path.realpath(serves) != os.path.realpath(places.data_dir):

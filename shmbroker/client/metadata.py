@@ -66,6 +66,7 @@ class Metadata:
         connection.topic_listeners.add(self)
         self._topics: dict[str, TopicInfo] = {}
         self._epoch = 0  # of the attachment that the entries are from
+        self._told = 0  # how often topics were altered
 
     def get(self, topic: str) -> TopicInfo:
         """The topic, asked for once; UnknownTopic without it."""
@@ -101,6 +102,7 @@ class Metadata:
 
     def on_topics(self, names: frozenset[str] | None) -> None:
         """Of the connection: forgets them, and hands it on."""
+        self._told += 1
         for name in list(self._topics) if names is None else names:
             self._topics.pop(name, None)
         for listener in list(self._listeners):
@@ -112,8 +114,7 @@ class Metadata:
 
     def learn(self, answer: Mapping[str, Any]) -> dict[str, TopicInfo]:
         """Takes over what an answer of the broker's says of topics."""
-        wire: Mapping[str, Any] = answer.get("topics", {})
-        found = {name: TopicInfo.of(name, said) for name, said in wire.items()}
+        found = _topics_of(answer)
         self._topics.update(found)
         return found
 
@@ -122,7 +123,15 @@ class Metadata:
         if epoch != self._epoch:
             self._topics, self._epoch = {}, epoch
         wanted = None if names is None else list(names)
-        return self.learn(self._connection.request("metadata", topics=wanted))
+        told = self._told
+        answer = self._connection.request("metadata", topics=wanted)
+        # What was answered before an alteration that we have heard of since is not remembered.
+        return self.learn(answer) if told == self._told else _topics_of(answer)
+
+
+def _topics_of(answer: Mapping[str, Any]) -> dict[str, TopicInfo]:
+    wire: Mapping[str, Any] = answer.get("topics", {})
+    return {name: TopicInfo.of(name, said) for name, said in wire.items()}
 
 
 __all__ = ["Metadata", "PartitionInfo", "TopicInfo", "TopicPartition"]

@@ -33,6 +33,7 @@ from shmbroker.places import Places, shm_prefix
 _PREFIX: Final = "shmbroker-embedded-"
 _LOCK: Final = "lock"
 _BEING_MADE_S: Final = 60.0
+_DYING_S: Final = 2.0  # for workers of a killed broker
 
 
 def make(directory: str | os.PathLike[str] | None = None) -> tuple[Path, int]:
@@ -50,13 +51,17 @@ def places(home: Path, data_dir: str | os.PathLike[str] | None = None) -> Places
 
 def remove(home: Path) -> None:
     """Removes a home whose broker is gone, with its shared memory; twice is fine."""
+    prefix = None
     with contextlib.suppress(OSError, ValueError, KeyError):
         identity = json.loads((home / "data" / "datadir.json").read_text(encoding="utf-8"))
-        for name in shm.list_prefix(shm_prefix(identity["data_dir_id"])):
-            shm.unlink(name)
+        prefix = shm_prefix(identity["data_dir_id"])
     with contextlib.suppress(OSError):
         places(home).remove_runtime_dir()
-    shutil.rmtree(home, ignore_errors=True)
+    deadline = time.monotonic() + _DYING_S
+    while home.exists() and time.monotonic() < deadline:
+        shutil.rmtree(home, ignore_errors=True)  # a killed worker may just have made a file
+    for name in shm.list_prefix(prefix) if prefix is not None else ():
+        shm.unlink(name)
 
 
 def sweep(directory: str | os.PathLike[str] | None = None) -> list[Path]:

@@ -157,6 +157,23 @@ def test_data_that_is_kept_outlives_the_block_and_the_killed_program(
     assert traces(tmp, prefix) == []
 
 
+def test_a_killed_broker_leaves_nothing_after_the_block_either(tmp: Path) -> None:
+    with shmbroker.embedded(["t"]) as client:
+        attached = client.connection.attachment
+        with client.producer() as producer:
+            producer.send_and_wait("t", b"v")
+        os.kill(attached.broker_pid, signal.SIGKILL)
+    assert traces(tmp, attached.prefix) == []
+
+
+def test_the_environment_s_data_directory_has_no_say_in_an_address(
+    tmp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHMBROKER_DATA_DIR", str(tmp_path / "elsewhere"))
+    with shmbroker.embedded(data_dir=tmp_path / "kept") as client:
+        shmbroker.connect(client.address).close()
+
+
 def test_an_embedded_broker_is_the_same_in_every_environment(
     tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
