@@ -330,10 +330,12 @@ cdef class Outlets:
     cdef list retired                  # their receipts stay mapped: waiters may still look at them
     cdef object states                 # WeakSet of Sender
     cdef str gone                      # what BrokerGone said last
+    cdef bint confirming               # a thread is about it
     cdef uint32_t ring_bytes
     cdef uint32_t slots
 
     cdef Outlet get(self, uint32_t writer)
+    cdef confirm_aside(self)
     cdef watched(self)
     cdef int confirm(self, timeout, given_up=*) except -1
     cdef int _move(self, list olds, bint resend, uint64_t capacity) except -1
@@ -420,6 +422,7 @@ cdef class ManyReceipt:
     cdef Py_ssize_t _used
     cdef Py_ssize_t _room
     cdef readonly Py_ssize_t count     # records
+    cdef Py_ssize_t _settled           # segments from the first on whose outcome is known
     cdef uint8_t _looked
 
     cdef int add(self, shmb_pbatch *b, int32_t first, int32_t count) except -1

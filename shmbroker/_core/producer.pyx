@@ -36,6 +36,7 @@ import functools
 import importlib
 import logging
 import os
+import sys
 import threading
 import time
 import warnings
@@ -45,6 +46,10 @@ from array import array
 from shmbroker import errors
 from shmbroker._core import shm
 from shmbroker._core.compression import CODECS, compress
+
+if not getattr(sys, "_is_gil_enabled", lambda: True)():  # importing this enables it, unless it was forbidden
+    raise ImportError("shmbroker's core needs the GIL, which guards its Python objects: "
+                      "run without PYTHON_GIL=0 and -X gil=0")
 
 _log = logging.getLogger("shmbroker")
 _STATES = dict(enumerate(shm.STATES))
@@ -514,7 +519,7 @@ cdef void _tend(int work) noexcept with gil:
                 (<Sender>sender).tend()
         if work & SHMB_TENDER_DROPPED:
             for outlets in list(_all_outlets):
-                outlets._see_to(outlets.replace_dropped)
+                threading.Thread(target=outlets.replace_dropped, name="shmbroker-rings", daemon=True).start()
     except Exception:
         _log.exception("the client thread failed in something")
 

@@ -113,31 +113,44 @@ cdef class Outlets:
 
     def on_gone(self):
         """Blocking waits end by themselves: they look at the epoch; what is watched is seen to here."""
-        self._see_to(self._confirm_quietly)
+        self.confirm_aside()
 
     def on_reattached(self, adopted):
         """What is unacknowledged is settled also when no call is waiting; not on the watcher's thread."""
-        self._see_to(self._confirm_quietly)
+        self.confirm_aside()
 
-    def _see_to(self, what):
-        threading.Thread(target=what, name="shmbroker-resend", daemon=True).start()
+    cdef confirm_aside(self):
+        """confirm() in a thread, one at a time; ends what is watched when the broker is gone for good."""
+        if not self.confirming:
+            self.confirming = True
+            threading.Thread(target=self._confirm_quietly, name="shmbroker-resend", daemon=True).start()
 
     def _confirm_quietly(self):
-        try:
-            self.confirm(None)
-        except errors.ClosedError:
-            self.end_watches(SHMB_WHY_CLOSED)
-        except errors.BrokerGone as error:
-            _log.warning("records were not sent again: %s", error)
-            self.gone = str(error)
-            self.end_watches(SHMB_WHY_GONE)
-        except errors.ShmbrokerError as error:
-            _log.warning("records could not be sent again after the broker came back: %s", error)
+        while self.confirming:
+            why = SHMB_WHY_SETTLED
+            try:
+                self.confirm(None)
+            except errors.ClosedError:
+                why = SHMB_WHY_CLOSED
+            except errors.BrokerGone as error:
+                _log.warning("records were not sent again: %s", error)
+                self.gone = str(error)
+                why = SHMB_WHY_GONE
+            except errors.ShmbrokerError as error:
+                _log.warning("records could not be sent again after the broker came back: %s", error)
+                self.gone = str(error)
+                why = SHMB_WHY_GONE
+            # In this order: what is watched from here on finds nobody, and starts a thread of its own.
+            self.confirming = False
+            if why != SHMB_WHY_SETTLED:
+                self.end_watches(why)
+            elif shmb_observe32(self.epoch) != self.confirmed:  # it went again, and may not have started one
+                self.confirming = True
 
     cdef watched(self):
         """Something is watched from now on: if the broker is gone, somebody must say when it is for good."""
         if shmb_observe32(self.epoch) & 1:
-            self._see_to(self._confirm_quietly)
+            self.confirm_aside()
 
     def end_watches(self, why):
         """There is no use in waiting for anything of this connection."""

@@ -132,10 +132,12 @@ cdef class ManyReceipt:
 
     cdef shmb_pbatch *unsettled(self):
         """The first batch whose outcome is not known yet, or NULL."""
-        cdef Py_ssize_t i
-        for i in range(self._used):
+        cdef Py_ssize_t i = self._settled
+        while i < self._used:
             if not _done(self._segments[i].b):
                 return self._segments[i].b
+            i += 1
+            self._settled = i
         return NULL
 
     def exception(self, timeout=None):

@@ -130,10 +130,18 @@ static inline void shmb_sleep_on(struct shmb_sleep *s, shmb_a32 *word)
         return;
     s->words[s->n++] = shmb_waitv_on(word, shmb_park_arm_unfenced(word));
 }
-static void shmb_sleep_on_outlet(struct shmb_sleep *s, struct shmb_outlet *o)
+static inline int shmb_outlet_is_watched(const struct shmb_outlet *o)
 {
-    if (!o->watched && !o->room)
-        return;
+    return *(struct shmb_lane *const volatile *)&o->watched || *(struct shmb_watch *const volatile *)&o->room;
+}
+/* Returns 0 when somebody is busy in it. Nobody waits for the lock here: send_many() holds it most of the
+ * time and would wake us at each batch; it takes receipts and mails watches itself. */
+static int shmb_sleep_on_outlet(struct shmb_sleep *s, struct shmb_outlet *o)
+{
+    if (!shmb_outlet_is_watched(o))
+        return 1;
+    if (!shmb_trylock(&o->lock))
+        return 0;
     shmb_sleep_on(s, o->ring.word);
     if (s->n < SHMB_TENDER_LANES)
         for (struct shmb_lane *l = o->watched; l && s->n < SHMB_TENDER_LANES; l = l->next_watched)
@@ -143,14 +151,20 @@ static void shmb_sleep_on_outlet(struct shmb_sleep *s, struct shmb_outlet *o)
         shmb_a32 *park = o->ring.word - shmb_park_ingress(o->ring.id) * (SHMB_LINE / sizeof *park);
         shmb_sleep_on(s, park + SHMB_PARK_INSTANCE * (SHMB_LINE / sizeof *park));
     }
+    shmb_unlock(&o->lock);
+    return 1;
 }
 
-/* Looks at what is watched in one outlet. Returns 1 when the words to sleep on have to be asked again. */
-static int shmb_watch_look(struct shmb_outlet *o, int64_t *deadline_ns, int *python)
+/* Looks at what is watched in one outlet. Returns 1 when the words to sleep on have to be asked again.
+ * *busy: somebody else is in it. */
+static int shmb_watch_look(struct shmb_outlet *o, int64_t *deadline_ns, int *python, int *busy)
 {
-    if (!*(struct shmb_lane *volatile *)&o->watched && !*(struct shmb_watch *volatile *)&o->room)
+    if (!shmb_outlet_is_watched(o))
         return 0;
-    shmb_lock(&o->lock);
+    if (!shmb_trylock(&o->lock)) {
+        *busy = 1;
+        return 0;
+    }
     int moved = shmb_outlet_drain(o) != 0;
     int64_t now_ns = shmb_coarse_ns();
     for (struct shmb_lane *l = o->watched, *next; l; l = next) {
@@ -179,26 +193,23 @@ static int shmb_tender_sleep(int poll)
 {
     struct shmb_sleep s;
     int64_t deadline_ns = INT64_MAX, until_ns = INT64_MAX;
-    int python = 0, moved = 0;
+    int python = 0, moved = 0, busy = 0;
     s.n = 0;
     shmb_a32 *own = poll ? &shmb_tender.watch_word : &shmb_tender.word;
     shmb_sleep_on(&s, own);
     shmb_fence_full(); /* before looking at what is watched at all */
     shmb_lock(&shmb_tender.lock);
-    for (struct shmb_outlet *o = shmb_tender.outlets; o; o = o->next) {
-        shmb_lock(&o->lock);
-        shmb_sleep_on_outlet(&s, o);
-        shmb_unlock(&o->lock);
-    }
+    for (struct shmb_outlet *o = shmb_tender.outlets; o; o = o->next)
+        busy |= !shmb_sleep_on_outlet(&s, o);
     shmb_fence_full(); /* W2 of all: what is looked at now has been armed */
     for (struct shmb_outlet *o = shmb_tender.outlets; o; o = o->next)
-        moved |= shmb_watch_look(o, &deadline_ns, &python);
+        moved |= shmb_watch_look(o, &deadline_ns, &python, &busy);
     shmb_unlock(&shmb_tender.lock);
     if (python && shmb_tender.python)
         shmb_tender.python(python);
     if (moved || python || shmb_observe32(&shmb_tender.stop) || (!poll && shmb_tend_needed()))
         return 0;
-    if (poll)
+    if (poll || busy)
         until_ns = shmb_now_ns() + (int64_t)shmb_peek32(&shmb_tender.interval_us) * 1000;
     if (deadline_ns < until_ns)
         until_ns = deadline_ns;

@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -745,3 +746,12 @@ def test_memory_does_not_grow_with_receipts_dropped(broker: Broker) -> None:
             p.send("one", b"x" * 100)
         p.flush(10)
         assert me.memory_info().rss - before < 8 << 20
+
+
+def test_an_interpreter_that_forbids_the_gil_is_told_so() -> None:
+    program = "import sys; sys._is_gil_enabled = lambda: False; import shmbroker._core.producer"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "ImportError: shmbroker's core needs the GIL" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import signal
 import sys
 import threading
 import time
@@ -360,3 +361,58 @@ def test_a_failure_that_only_a_callback_saw_without_looking_is_still_reported(
     resume(broker)
     with pytest.raises(DeliveryError):
         p.close()
+
+
+def interrupted(call: Any) -> None:
+    """Ctrl+C comes while it waits."""
+    main = threading.main_thread().ident
+    assert main is not None
+    timer = threading.Timer(0.15, signal.pthread_kill, [main, signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    timer.join()
+
+
+def test_ctrl_c_ends_the_waits_of_many_records_and_of_close(broker: Broker) -> None:
+    p = producer(broker)
+    paused(broker, p)
+    many = p.send_many("one", [b"x"] * 3)
+    interrupted(many.result)
+    interrupted(many.exception)
+    interrupted(p.close)
+    assert p.closed  # an interrupted close has closed
+    resume(broker)
+    assert many.result(5).records == 3
+
+
+def test_ctrl_c_ends_waits_for_a_broker_that_is_gone(broker: Broker) -> None:
+    p = producer(broker)
+    paused(broker, p)
+    receipt = p.send("one", b"x")
+    broker.connection.lose()
+    interrupted(receipt.result)
+    interrupted(p.flush)
+    interrupted(lambda: p.send_many("one", [b"x" * 50_000] * 100))
+    broker.connection.come_back()
+    resume(broker)
+    assert receipt.result(5).offset == 1
+    p.close()
+
+
+def test_many_watches_while_the_broker_is_gone_take_one_thread(broker: Broker) -> None:
+    broker.connection.reconnect_s = 0.3
+    called: queue.Queue[Any] = queue.Queue()
+    p = producer(broker)
+    for n in range(100):  # opens every lane
+        p.send("many", b"first", partition=n)
+    p.flush(5)
+    broker.connection.lose()
+    before = threading.active_count()
+    for n in range(100):
+        p.send("many", b"x", partition=n).add_done_callback(called.put)
+    assert threading.active_count() <= before + 1
+    for _ in range(100):
+        called.get(timeout=5)
+    broker.connection.come_back()
+    p.close()
