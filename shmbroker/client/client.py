@@ -248,8 +248,10 @@ class Client(Admin):
 
     def __del__(self) -> None:
         if getattr(self, "_pid", None) == os.getpid() and not self._connection.closed:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self._connection.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:
+                self._connection.close()
 
     def __repr__(self) -> str:
         state = (

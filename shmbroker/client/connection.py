@@ -21,6 +21,7 @@ import contextlib
 import logging
 import os
 import select
+import sys
 import threading
 import time
 import weakref
@@ -219,6 +220,9 @@ class Connection:
     def close(self) -> None:
         """Hangs up and ends every wait with ClosedError; twice is fine."""
         if self._forked or os.getpid() != self._pid:
+            return
+        if sys.is_finalizing():  # daemon threads stand still and can't be joined; the exit hangs up
+            self._closed = True
             return
         with self._changed:
             if self._closed:

@@ -11,6 +11,7 @@ thread at a time (ConcurrentUse); only `close` may come from another.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Literal
@@ -136,8 +137,11 @@ class Consumer(Positions):
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and self._pid == os.getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:
+                if not sys.is_finalizing():  # a daemon thread may be inside and never come out
+                    self.close()
 
     def __repr__(self) -> str:
         what = ", ".join(f"{r.topic}-{r.partition}" for r in self._all[:4])

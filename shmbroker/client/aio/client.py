@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import warnings
 import weakref
 from collections.abc import Generator
@@ -239,9 +240,12 @@ class Client(Admin):
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and self._pid == os.getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self._closed = True
-            self._end()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:
+                if not sys.is_finalizing():
+                    self._end()
 
     def __repr__(self) -> str:
         return f"<shmbroker.aio.Client of {self.instance!r}{', closed' if self._closed else ''}>"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from functools import wraps
@@ -155,9 +156,12 @@ class Consumer(Reading):
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and self._pid == os.getpid():
             self._closed = True
-            if self._stream is not None:
-                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self._end()
+            try:
+                if self._stream is not None:
+                    warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:
+                if not sys.is_finalizing():
+                    self._end()
 
     def __repr__(self) -> str:
         what = f"of {', '.join(self._topics[:4])}"
