@@ -49,8 +49,9 @@ class Bridge:
             self._listeners.remove(fn)
 
     def wake(self) -> None:
-        """What a C thread does: has the listeners run soon. Any thread, until `close`."""
-        os.eventfd_write(self.fd, 1)
+        """What a C thread does: has the listeners run soon. Any thread, but not beside `close`."""
+        if self.fd >= 0:
+            os.eventfd_write(self.fd, 1)
 
     @property
     def closed(self) -> bool:
