@@ -230,12 +230,36 @@ def test_another_session_is_not_heard_on_either_side() -> None:
     assert [server.receive_message(parts) for parts in client.resend(writer_of)] == [produce(0)]
 
 
+def test_an_abandoned_batch_is_not_sent_again_and_its_late_answer_is_no_error() -> None:
+    client, server = open_pair()
+    for n in range(3):
+        server.receive_message(client.send(produce(n)))
+    assert client.abandon(0)
+    assert client.abandon(1)
+    assert client.unacknowledged == (produce(2),)
+    late = Acknowledged(((0, 5),))
+    assert client.receive_message(server.send(late)) == late
+
+    greet(client, server, 79)
+    assert not server.waits_for(1)
+    assert client.unacknowledged == (produce(2),)
+    assert [server.receive_message(parts) for parts in client.resend(writer_of)] == [produce(2)]
+    assert server.waits_for(2)
+    server.receive_message(client.send(produce(3)))
+    greet(client, server, 80)
+    assert not client.abandon(2)  # it waits to be sent again: nobody will answer it
+    assert [server.receive_message(parts) for parts in client.resend(writer_of)] == [produce(3)]
+
+
 def test_a_session_needs_a_number_of_its_own() -> None:
     client, server = open_pair()
     server.receive_message(client.send(Hello(TOKEN)))
     for number in (0, 77):
         with pytest.raises(ValueError, match="number of its own"):
             server.send(Welcome(DIR_ID, number, limit=8))
+    for limit in (0, limits.IN_FLIGHT + 1):
+        with pytest.raises(ValueError, match="no client would take"):
+            server.send(Welcome(DIR_ID, 78, limit))
     with pytest.raises(errors.InvalidRequest, match="without a session"):
         client.receive_message([greeting.encode_welcome(INGRESS_MAGIC, Welcome(DIR_ID, 0, 8))])
 

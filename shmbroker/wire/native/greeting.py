@@ -37,9 +37,11 @@ from shmbroker.wire.native import problem
 from shmbroker.wire.native.limits import (
     DEAD_MS,
     HEARTBEAT_MS,
+    IN_FLIGHT,
     MAX_VERSION,
     MIN_VERSION,
     NAME_BYTES,
+    SUBSCRIPTIONS,
     TOKEN_BYTES,
     U32_MAX,
     U64_MAX,
@@ -48,6 +50,7 @@ from shmbroker.wire.native.limits import (
 STREAM_MAGIC: Final = b"SHMS"
 INGRESS_MAGIC: Final = b"SHMI"
 DATA_DIR_ID_BYTES: Final = 16
+_LIMITS: Final = {STREAM_MAGIC: SUBSCRIPTIONS, INGRESS_MAGIC: IN_FLIGHT}
 
 _HELLO: Final = struct.Struct(">4sHHHH")
 _ANSWER: Final = struct.Struct(">4sHHHH")
@@ -182,17 +185,17 @@ def decode_answer(magic: bytes, data: bytes) -> Welcome | ShmbrokerError:
             f"the broker chose version {version} of the native protocol, and this client speaks "
             f"{MIN_VERSION} to {MAX_VERSION}; use the same shmbroker on both sides"
         )
-    if not 0 < heartbeat_ms < dead_ms or not limit:
+    if not 0 < heartbeat_ms < dead_ms or not 0 < limit <= _LIMITS[magic]:
         raise InvalidRequest("a welcome whose numbers make no sense")
     return Welcome(data_dir_id, session, limit, heartbeat_ms, dead_ms, version, least, most)
 
 
-def check_welcome(welcome: Welcome) -> None:
+def check_welcome(magic: bytes, welcome: Welcome) -> None:
     """ValueError if no client would take it."""
     if (
         len(welcome.data_dir_id) != DATA_DIR_ID_BYTES
         or not 0 <= welcome.session <= U64_MAX
-        or not 0 < welcome.limit <= U32_MAX
+        or not 0 < welcome.limit <= _LIMITS[magic]
         or not 0 < welcome.heartbeat_ms < welcome.dead_ms <= U32_MAX
     ):
         raise ValueError(f"no client would take {welcome}")

@@ -48,17 +48,23 @@ class Inbox:
         if self.size_bytes < size:
             return None
         self.size_bytes -= size
-        taken: list[bytes] = []
+        if not size:
+            return b""
+        first, start = self._pieces[0], self._at
+        if start + size < len(first):
+            self._at += size
+            return first[start : start + size]
+        taken: list[bytes | memoryview] = []
         while size:
             first, start = self._pieces[0], self._at
             end = min(len(first), start + size)
-            taken.append(first[start:end])
+            taken.append(memoryview(first)[start:end])
             size -= end - start
             self._at = end
             if end == len(first):
                 self._pieces.popleft()
                 self._at = 0
-        return taken[0] if len(taken) == 1 else b"".join(taken)
+        return b"".join(taken)
 
     def first(self, size: int) -> bytes:
         """Up to `size` bytes of those that come next, without taking them."""

@@ -6,8 +6,9 @@ A new session begins with everything of the old one that was not acknowledged, i
 with the same bytes, so under the same producer id and sequences: the broker appends each batch
 once. `resend` gives it, as far as credit reaches; until it is empty nothing new may be sent.
 
-Invariants: a batch is kept until it is acknowledged or refused, at most `limit` of them; what
-answers another session is dropped; correlations rise. Not thread-safe; knows no clock.
+Invariants: a batch is kept until it is acknowledged, refused or abandoned, and at most `limit` of
+them are in flight; what answers another session is dropped; correlations rise. Not thread-safe;
+knows no clock.
 """
 
 from __future__ import annotations
@@ -40,12 +41,22 @@ Event = Welcome | FromBroker
 class IngressClient:
     """One producer's sessions, one after the other."""
 
-    __slots__ = ("_again", "_in_flight", "_last", "_limits", "_sent", "state", "welcome")
+    __slots__ = (
+        "_abandoned",
+        "_again",
+        "_in_flight",
+        "_last",
+        "_limits",
+        "_sent",
+        "state",
+        "welcome",
+    )
 
     def __init__(self) -> None:
         """Nothing said yet."""
         self._in_flight: dict[int, Produce] = {}  # by correlation, in the order of sending
         self._again: deque[Produce] = deque()  # of the session before, not yet sent in this one
+        self._abandoned: set[int] = set()  # in flight, and not to be sent again
         self._limits: dict[int, int] = {}
         self._sent: dict[int, int] = {}
         self._last = -1
@@ -113,8 +124,19 @@ class IngressClient:
 
     @property
     def unacknowledged(self) -> tuple[Produce, ...]:
-        """What is neither acknowledged nor refused, in the order of sending."""
-        return (*self._in_flight.values(), *self._again)
+        """What is neither acknowledged, refused nor abandoned, in the order of sending."""
+        sent = (p for n, p in self._in_flight.items() if n not in self._abandoned)
+        return (*sent, *self._again)
+
+    def abandon(self, correlation: int) -> bool:
+        """Never sends a batch again, as its delivery timeout is over; whether an answer to what was
+        sent may still come in this session. What follows it in its partition has a gap before it:
+        the producer goes on under a raised epoch."""
+        if correlation in self._in_flight:
+            self._abandoned.add(correlation)
+            return True
+        self._again = deque(p for p in self._again if p.correlation != correlation)
+        return False
 
     def credit_bytes(self, writer: int) -> int:
         """What may go to a writer now; as long as it is not 0, one batch may be larger."""
@@ -132,6 +154,7 @@ class IngressClient:
             raise InvalidRequest("a welcome without a session")
         self._again = deque(self.unacknowledged)
         self._in_flight.clear()
+        self._abandoned.clear()
         self._limits.clear()
         self._sent.clear()
         self.welcome, self.state = answer, State.OPEN
@@ -156,6 +179,7 @@ class IngressClient:
     def _settle(self, correlation: int) -> None:
         if self._in_flight.pop(correlation, None) is None:
             raise InvalidRequest(f"an answer to {correlation}, which is not in flight")
+        self._abandoned.discard(correlation)
 
     # --- helpers ---
 

@@ -99,7 +99,7 @@ class IngressServer:
         Raises RuntimeError when it is not the time for it: Welcome only after Hello, an answer only
         to what is in flight; ValueError when a value does not fit."""
         if isinstance(message, Welcome):
-            greeting.check_welcome(message)
+            greeting.check_welcome(INGRESS_MAGIC, message)
             self.state.expect(State.ASKED)
             if message.session in (0, self._session):
                 raise ValueError("a session needs a number of its own, and not 0")
@@ -123,6 +123,11 @@ class IngressServer:
     def in_flight(self) -> int:
         """Batches that have come and are not answered."""
         return len(self._in_flight)
+
+    def waits_for(self, correlation: int) -> bool:
+        """Whether this session waits for that answer; one of an earlier session may not any more,
+        or again, and then the same answer is right."""
+        return correlation in self._in_flight
 
     def received_bytes(self, writer: int) -> int:
         """Batch bytes that have come for a writer in this session: what credit is counted from."""

@@ -29,6 +29,5 @@ WRITERS: Final = 1024  # that one session may have credit for
 HEARTBEAT_MS: Final = 3_000  # silence after which a side says that it is there
 DEAD_MS: Final = 9_000  # silence after which the other side is given up
 
-U16_MAX: Final = (1 << 16) - 1
 U32_MAX: Final = (1 << 32) - 1
 U64_MAX: Final = (1 << 64) - 1

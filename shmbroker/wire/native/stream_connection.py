@@ -59,11 +59,15 @@ class StreamConnection(Generic[Flow]):
                 return None
             self._head = stream_frames.decode_head(kinds, head)
         kind, subscription, length = self._head
-        body = self._inbox.take(length)
-        if body is None:
+        if self._inbox.size_bytes < length:
             return None
         self._head = None
-        return stream_frames.decode_body(kinds, kind, subscription, body)
+        # Batches apart from what precedes them: so they are copied once, into bytes of their own.
+        fixed = stream_frames.fixed_bytes(kind, length)
+        body, data = self._inbox.take(fixed), self._inbox.take(length - fixed)
+        assert body is not None
+        assert data is not None
+        return stream_frames.decode_body(kinds, kind, subscription, body, data)
 
     def _flow(self, subscription: int) -> Flow:
         flow = self._flows.get(subscription)

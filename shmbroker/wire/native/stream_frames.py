@@ -190,9 +190,9 @@ class Batches:
         return _pack_ends(self.ends) + self.data
 
     @classmethod
-    def parse(cls, subscription: int, body: bytes) -> Batches:
-        """The inverse of `body`."""
-        return cls(subscription, Ends(*_ENDS.unpack_from(body)), body[_ENDS.size :])
+    def parse(cls, subscription: int, body: bytes, data: bytes = b"") -> Batches:
+        """The inverse of `body`, which comes without the `data` behind it."""
+        return cls(subscription, Ends(*_ENDS.unpack(body)), data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,10 +292,18 @@ def decode_head(kinds: Kinds, head: bytes) -> tuple[int, int, int]:
     return kind, subscription, length
 
 
-def decode_body(kinds: Kinds, kind: int, subscription: int, body: bytes) -> (
-    ClientFrame | BrokerFrame
-):  # fmt: skip
-    """The frame whose head `decode_head` has read, with the bytes behind it."""
+def fixed_bytes(kind: int, length: int) -> int:
+    """How much of a frame's `length` precedes its batches: all of it where there are none."""
+    return _ENDS.size if kind == Batches.kind else length
+
+
+def decode_body(
+    kinds: Kinds, kind: int, subscription: int, body: bytes, data: bytes
+) -> ClientFrame | BrokerFrame:
+    """The frame whose head `decode_head` has read, with the bytes behind it, in two parts as
+    `fixed_bytes` says."""
+    if kind == Batches.kind:
+        return Batches.parse(subscription, body, data)
     return kinds[kind][0].parse(subscription, body)
 
 
@@ -346,4 +354,5 @@ __all__ = [
     "decode_head",
     "encode",
     "encode_batches_head",
+    "fixed_bytes",
 ]

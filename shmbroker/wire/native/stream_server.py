@@ -84,7 +84,7 @@ class StreamServer(StreamConnection[_Flow]):
         after that; batches only of a live subscription and within its credit. ValueError when a
         value does not fit."""
         if isinstance(frame, Welcome):
-            greeting.check_welcome(frame)
+            greeting.check_welcome(STREAM_MAGIC, frame)
             self.state.expect(State.ASKED)
             self.state = State.OPEN
             return greeting.encode_welcome(STREAM_MAGIC, frame)
