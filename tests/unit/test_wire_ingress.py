@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shmbroker import errors
 from shmbroker._core.batch import encode_values, next_batch
 from shmbroker.wire.native import greeting, ingress_messages, limits
-from shmbroker.wire.native.greeting import INGRESS_MAGIC, Hello, Welcome
+from shmbroker.wire.native.greeting import INGRESS_ANSWER, INGRESS_MAGIC, Hello, Welcome
 from shmbroker.wire.native.ingress_client import IngressClient
 from shmbroker.wire.native.ingress_messages import (
     Acknowledged,
@@ -414,7 +414,8 @@ _kinds = st.sampled_from([1, 2, 3, 16, 17, 18, 19, 20, 21, 83])
 _rubbish = st.lists(
     st.builds(lambda k, w, rest: _head(k, word=w) + rest, _kinds, st.integers(0, 3),
               st.binary(max_size=64))
-    | st.binary(max_size=80) | st.just(BATCH) | st.binary(max_size=40).map(INGRESS_MAGIC.__add__),
+    | st.binary(max_size=80) | st.just(BATCH) | st.binary(max_size=40).map(INGRESS_MAGIC.__add__)
+    | st.binary(max_size=60).map(INGRESS_ANSWER.__add__),
     max_size=3,
 )  # fmt: skip
 

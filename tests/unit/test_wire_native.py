@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from shmbroker import errors
 from shmbroker._core.batch import encode_values
 from shmbroker.wire.native import greeting, ingress_messages, limits, problem, stream_frames
-from shmbroker.wire.native.greeting import STREAM_MAGIC, Hello, Welcome
+from shmbroker.wire.native.greeting import STREAM_ANSWER, STREAM_MAGIC, Hello, Welcome
 from shmbroker.wire.native.inbox import Inbox
+from shmbroker.wire.native.ingress_client import IngressClient
 from shmbroker.wire.native.limits import RECEIVE_BYTES, SUBSCRIPTIONS
 from shmbroker.wire.native.state import State
 from shmbroker.wire.native.stream_client import StreamClient
@@ -236,6 +237,18 @@ def test_a_stranger_is_told_what_is_expected_at_its_first_bytes(first: bytes) ->
         client.next_event()
 
 
+@pytest.mark.parametrize("name", ["", "a test"])
+def test_a_client_that_is_connected_with_itself_notices(name: str) -> None:
+    client = StreamClient()
+    own = client.send(Hello(bytes(100), name))
+    client.receive_data(own)
+    with pytest.raises(errors.InvalidRequest, match="no shmbroker answers there"):
+        client.next_event()
+    producer = IngressClient()
+    with pytest.raises(errors.InvalidRequest):
+        producer.receive_message(producer.send(Hello(bytes(100), name)))
+
+
 # --- credit and subscriptions -------------------------------------------------------------------
 
 
@@ -448,9 +461,9 @@ def test_any_bytes_do_no_more_to_a_client_than_end_the_connection(
 def test_any_bytes_behind_the_magic_do_no_more(data: bytes, cuts: list[int]) -> None:
     server, client = StreamServer(admits), StreamClient()
     client.send(Hello(TOKEN))
-    for codec in (server, client):
+    for codec, magic in ((server, STREAM_MAGIC), (client, STREAM_ANSWER)):
         try:
-            assert [*_events(codec, STREAM_MAGIC + data, cuts)] in ([], [client.welcome])
+            assert [*_events(codec, magic + data, cuts)] in ([], [client.welcome])
         except errors.ShmbrokerError:
             assert codec.state is State.CLOSED
 

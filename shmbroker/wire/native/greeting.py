@@ -20,7 +20,9 @@
          +---------------+-----------------------------------------------+
       48 or, when the chosen version is 0, from byte 12 on an error (problem.py) and nothing else
 
-The magic is `SHMS` for the reader's stream and `SHMI` for ingress. All integers are big-endian.
+The magic is `SHMS` for the reader's stream and `SHMI` for ingress; the broker answers with `shms`
+or `shmi`, so that who has connected to itself, or to another client, notices. All integers are
+big-endian.
 
 Invariants: both forms are the same in every version for ever, so that any two versions can tell
 each other what they speak; the version chosen is the highest that both speak.
@@ -49,7 +51,10 @@ from shmbroker.wire.native.limits import (
 
 STREAM_MAGIC: Final = b"SHMS"
 INGRESS_MAGIC: Final = b"SHMI"
+STREAM_ANSWER: Final = b"shms"
+INGRESS_ANSWER: Final = b"shmi"
 DATA_DIR_ID_BYTES: Final = 16
+_ANSWERS: Final = {STREAM_MAGIC: STREAM_ANSWER, INGRESS_MAGIC: INGRESS_ANSWER}
 _LIMITS: Final = {STREAM_MAGIC: SUBSCRIPTIONS, INGRESS_MAGIC: IN_FLIGHT}
 
 _HELLO: Final = struct.Struct(">4sHHHH")
@@ -128,6 +133,14 @@ def check_magic(magic: bytes, found: bytes) -> None:
         raise InvalidRequest(f"{what[magic]} expects a shmbroker client: {said}")
 
 
+def check_answer(magic: bytes, found: bytes) -> None:
+    """InvalidRequest if the first bytes are not a broker's answer to a greeting with `magic`."""
+    if not _ANSWERS[magic].startswith(found[: len(magic)]):
+        raise InvalidRequest(
+            f"no shmbroker answers there, but what begins with {bytes(found)!r}: look at the port"
+        )
+
+
 def choose_version(hello: Hello) -> int:
     """The highest version that both sides speak; UnsupportedVersion, naming both, if none."""
     version = min(hello.max_version, MAX_VERSION)
@@ -142,7 +155,9 @@ def choose_version(hello: Hello) -> int:
 
 def encode_welcome(magic: bytes, welcome: Welcome) -> bytes:
     """The broker's first message, to those whom it lets in."""
-    head = _ANSWER.pack(magic, welcome.version, welcome.min_version, welcome.max_version, 0)
+    head = _ANSWER.pack(
+        _ANSWERS[magic], welcome.version, welcome.min_version, welcome.max_version, 0
+    )
     return head + _WELCOME.pack(
         welcome.heartbeat_ms,
         welcome.dead_ms,
@@ -154,14 +169,14 @@ def encode_welcome(magic: bytes, welcome: Welcome) -> bytes:
 
 def encode_refusal(magic: bytes, error: ShmbrokerError) -> bytes:
     """The broker's first and last message to all others."""
-    return _ANSWER.pack(magic, 0, MIN_VERSION, MAX_VERSION, 0) + problem.encode(error)
+    return _ANSWER.pack(_ANSWERS[magic], 0, MIN_VERSION, MAX_VERSION, 0) + problem.encode(error)
 
 
 def answer_size(magic: bytes, head: bytes) -> int:
     """Bytes of the whole answer if its head says it is a Welcome, 0 if it is a refusal, whose size
     its error says; InvalidRequest if it is neither."""
     found, version, least, most, zero = _ANSWER.unpack(head)
-    check_magic(magic, found)
+    check_answer(magic, found)
     if zero or not 1 <= least <= most:
         raise InvalidRequest("an answer to the greeting that makes no sense")
     return WELCOME_BYTES if version else 0
@@ -204,11 +219,14 @@ def check_welcome(magic: bytes, welcome: Welcome) -> None:
 __all__ = [
     "ANSWER_HEAD_BYTES",
     "HELLO_HEAD_BYTES",
+    "INGRESS_ANSWER",
     "INGRESS_MAGIC",
+    "STREAM_ANSWER",
     "STREAM_MAGIC",
     "Hello",
     "Welcome",
     "answer_size",
+    "check_answer",
     "check_magic",
     "check_welcome",
     "choose_version",

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from shmbroker.errors import InvalidRequest, ShmbrokerError
 from shmbroker.wire.native import greeting, ingress_messages
-from shmbroker.wire.native.greeting import INGRESS_MAGIC, Hello, Welcome
+from shmbroker.wire.native.greeting import INGRESS_ANSWER, INGRESS_MAGIC, Hello, Welcome
 from shmbroker.wire.native.ingress_messages import (
     Acknowledged,
     Failed,
@@ -71,7 +71,7 @@ class IngressClient:
         try:
             if self.state in (State.GREETING, State.CLOSED):
                 return None
-            if parts and parts[0][: len(INGRESS_MAGIC)] == INGRESS_MAGIC:
+            if parts and parts[0][: len(INGRESS_ANSWER)] == INGRESS_ANSWER:
                 return self._answered(parts)
             message, session = ingress_messages.decode_from_broker(parts)
             if self.state is not State.OPEN or session != self._session:

@@ -7,7 +7,7 @@
 
 A Produce has the record batch as a second frame, as it is; all others are one frame. All integers
 are big-endian; the bytes of each are drawn in `docs/protocol.md`. A message that begins with the
-magic `SHMI` is a greeting (greeting.py); no type is the number of its first letter.
+magic `SHMI` or `shmi` is a greeting (greeting.py); no type is the number of its first letter.
 
 Invariants: the length of every message is bounded by its type; what is reserved is zero; decoding
 raises InvalidRequest and nothing else.

@@ -109,7 +109,7 @@ class StreamClient(StreamConnection[_Flow]):
     def _answered(self) -> Welcome | None:
         head = self._inbox.first(greeting.ANSWER_HEAD_BYTES + problem.HEAD_BYTES)
         if head:
-            greeting.check_magic(STREAM_MAGIC, head[: len(STREAM_MAGIC)])
+            greeting.check_answer(STREAM_MAGIC, head[: len(STREAM_MAGIC)])
         if len(head) < greeting.ANSWER_HEAD_BYTES + problem.HEAD_BYTES:
             return None
         size = greeting.answer_size(STREAM_MAGIC, head[: greeting.ANSWER_HEAD_BYTES])
