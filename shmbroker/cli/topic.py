@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shmbroker.cli.options import DataDir, Instance, Json, Timeout, connect
+from shmbroker.cli.options import DataDir, Instance, Json, Timeout, TopicName, connect
 
 app = typer.Typer(help="Make, list, describe, alter, trim and delete topics.", no_args_is_help=True)
 
@@ -71,7 +71,7 @@ def list_(
 
 @app.command()
 def describe(
-    name: Annotated[str, typer.Argument(help="Of the topic.")],
+    name: TopicName,
     instance: Instance = None,
     data_dir: DataDir = None,
     json: Json = False,
@@ -101,18 +101,19 @@ def describe(
     print(f"topic {topic.name} (id {topic.id}), {_count(len(partitions))}")
     for key, value in topic.config.items():
         print(f"  {key} = {value}{_in_words(key, value)}")
-    for p in partitions:
-        state = f"{p['state']} {p['reason'] or ''}".rstrip()
-        print(
-            f"  partition {p['partition']}: writer {p['writer']}, offsets {p['log_start_offset']} "
-            f"to {p['log_end_offset']} (durable below {p['durable_offset']}), {state}, "
-            f"{p['directory']}"
-        )
+    _print_table(
+        ["partition", "writer", "start", "durable below", "end", "state"],
+        [
+            [p["partition"], p["writer"], *(p[field] for field in fields[:3]),
+             f"{p['state']} {p['reason'] or ''}".rstrip()]
+            for p in partitions
+        ],
+    )  # fmt: skip
 
 
 @app.command()
 def alter(
-    name: Annotated[str, typer.Argument(help="Of the topic.")],
+    name: TopicName,
     config: Config = None,
     unset: Annotated[
         list[str] | None,
@@ -124,8 +125,8 @@ def alter(
     partitions: Annotated[
         int | None,
         typer.Option(
-            "--partitions", "-p", min=1, help="How many there shall be; never fewer.",
-            show_default=False,
+            "--partitions", "-p", min=1, show_default=False,
+            help="How many there shall be, never fewer than there are; else as many as now.",
         ),
     ] = None,
     instance: Instance = None,
@@ -153,7 +154,7 @@ def alter(
 
 @app.command()
 def trim(
-    name: Annotated[str, typer.Argument(help="Of the topic.")],
+    name: TopicName,
     before: Annotated[
         str,
         typer.Option(
@@ -163,7 +164,9 @@ def trim(
     ],
     partition: Annotated[
         list[int] | None,
-        typer.Option("--partition", min=0, help="May be repeated.", show_default="all"),
+        typer.Option(
+            "--partition", min=0, help="Its number; may be repeated.", show_default="all"
+        ),
     ] = None,
     yes: Yes = False,
     instance: Instance = None,
@@ -200,7 +203,7 @@ def trim(
 
 @app.command()
 def delete(
-    name: Annotated[str, typer.Argument(help="Of the topic.")],
+    name: TopicName,
     yes: Yes = False,
     instance: Instance = None,
     data_dir: DataDir = None,
@@ -245,6 +248,15 @@ def _in_words(key: str, value: Any) -> str:
     if value == -1:
         return " (no limit)"
     return f" ({words})" if words != str(value) else ""
+
+
+def _print_table(titles: list[str], rows: list[list[Any]]) -> None:
+    """Numbers under their titles; the last column is words, as long as they are."""
+    lines = [titles, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for *numbers, words in lines:
+        aligned = [n.rjust(width) for n, width in zip(numbers, widths, strict=False)]
+        print("  ".join(["", *aligned, words]))
 
 
 def _count(partitions: int) -> str:
