@@ -74,6 +74,9 @@ cdef class _Move:
             while pending:
                 self.again(pending[0])
                 pending.pop(0)
+        except BaseException as error:
+            self.strand(getattr(error, "kafka_code", errors.OutcomeUnknown.kafka_code))
+            raise
         finally:
             self.outlets.ring_bytes = before
             for batch in pending:  # it went wrong in the middle: nobody can tell
@@ -188,16 +191,24 @@ cdef class _Move:
             try:
                 info = topic.sender.metadata.partition(topic.name, p)
             except errors.UnknownTopic:
-                self.orphan(topic.lanes[p])
+                self.orphan(topic.lanes[p], errors.UnknownTopic.kafka_code)
                 continue
             _place(topic, topic.lanes[p], info, self.outlets.get(info.writer), True)
 
-    cdef orphan(self, shmb_lane *lane):
-        """Its topic is gone: what was open fails, and the next send asks again."""
+    cdef strand(self, int32_t error):
+        """No new ring could be had for some: their old one is about to be unmapped."""
+        cdef Outlet old
+        for old in self.olds:
+            for at in self.topics:
+                if self.lane(at).out == old.o:
+                    self.orphan(self.lane(at), error)
+
+    cdef orphan(self, shmb_lane *lane, int32_t error):
+        """It has no ring any more: what was open fails, and the next send asks where to go."""
         cdef shmb_outlet *o = lane.out
         shmb_lock(&o.lock)
         lane.stale = 1
-        shmb_lane_drop_open(lane, errors.UnknownTopic.kafka_code)
+        shmb_lane_drop_open(lane, error)
         shmb_unlock(&o.lock)
 
     cdef again(self, tuple item):

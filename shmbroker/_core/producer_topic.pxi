@@ -107,7 +107,11 @@ cdef class Lanes:
         self.sender.metadata.forget(self.name)
         info = self.sender.metadata.partition(self.name, partition)  # UnknownTopic: it was deleted
         lane.stale = 0
-        outlet = self.sender.outlets.get(info.writer)
+        try:
+            outlet = self.sender.outlets.get(info.writer)
+        except BaseException:
+            lane.stale = 1  # its old ring may be gone: nothing may be put there
+            raise
         if info.slot != lane.slot_index or info.slot_epoch != lane.slot_epoch or outlet.o != lane.out:
             while not shmb_lane_move_begin(lane):
                 with nogil:

@@ -30,6 +30,7 @@ from shmbroker.errors import (
     EarlierRejected,
     ForkedError,
     InvalidRecord,
+    MemoryBudget,
     OutcomeUnknown,
     RecordTooLarge,
     TimedOut,
@@ -227,6 +228,26 @@ def test_a_record_larger_than_the_ring_gets_a_larger_ring(broker: Broker) -> Non
     assert [op for op, _ in broker.requests].count("open_ingress") == 2
     assert "close_ingress" in [op for op, _ in broker.requests]
     assert [r.value for r in records(broker)][1000:] == [big, b"after"]
+
+
+def test_a_larger_ring_that_the_broker_has_no_memory_for_costs_no_ring_and_no_record(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(capacity: int, slots: int) -> dict[str, int]:
+        raise MemoryBudget("no room for a ring")
+
+    with producer(broker) as p:
+        before = [p.send("big", b"%d" % i) for i in range(100)]
+        with monkeypatch.context() as patched:
+            patched.setattr(broker, "open_ingress", refuse)
+            for _ in range(2):  # the old ring is gone: small ones must not go there either
+                with pytest.raises(MemoryBudget):
+                    p.send("big", bytes(3 << 20))
+                with pytest.raises(MemoryBudget):
+                    p.send("big", b"small")
+        assert p.send("big", bytes(3 << 20)).result(10).offset == 100
+        assert [r.result(5).offset for r in before] == list(range(100))
+        assert p.send("big", b"after").result(5).offset == 101
 
 
 def test_a_lone_record_is_published_at_once(broker: Broker) -> None:
