@@ -341,6 +341,13 @@ class DeserializingConsumer(Consumer, Generic[V]):
         record = super().poll(timeout)
         return None if record is None else self._incoming.record(record)
 
+    def poll_batch(  # type: ignore[override]
+        self, timeout: float | None = None
+    ) -> DecodedBatch[V] | None:
+        """As Consumer.poll_batch; the batch decodes when it is asked for its records."""
+        batch = super().poll_batch(timeout)
+        return None if batch is None else self._incoming.batch(batch)
+
     def batches(  # type: ignore[override]
         self, timeout: float | None = None
     ) -> Iterator[DecodedBatch[V]]:
