@@ -116,6 +116,12 @@ class UnsupportedVersion(ShmbrokerError):
     request_id: int | None = None  # of the message that was refused, if it could be read
 
 
+class AuthenticationFailed(ShmbrokerError):
+    """The broker does not know who asks: no token, or a wrong one."""
+
+    kafka_code = 58  # SASL_AUTHENTICATION_FAILED
+
+
 class Detached(ShmbrokerError):
     """The broker cut this client off: it wrote rubbish into its ring; the reason is logged."""
 
@@ -523,6 +529,7 @@ def _plain(value: Any) -> Any:
 
 # The classes only: `shmbroker` hands them on as its own.
 __all__ = [
+    "AuthenticationFailed",
     "BrokerGone",
     "BufferFull",
     "ClosedError",

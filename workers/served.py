@@ -165,9 +165,7 @@ class Served:
         base, nbytes, durable_offset = part.durable()
         if log.active is not None and log.active.base_offset == base:
             log.active.length = max(log.active.length, nbytes)  # retention.bytes counts it too
-        start = log.retire(now_ms, durable_offset)
-        if start is not None:
-            part.set_log_start(start)
+        log.retire(now_ms, durable_offset, part.set_log_start)  # readers see it before a file goes
         base, filled = part.append_segment
         since = self.segment_since_ms.setdefault(base, now_ms)
         if len(self.segment_since_ms) > 2:

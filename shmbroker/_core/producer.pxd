@@ -444,6 +444,7 @@ cdef class LoopMail:
     cdef int in_line                   # of all of them
     cdef bint closed
 
+    cdef end(self, future, why)
     cdef check(self)
     cdef seal_soon(self, Lanes lanes, int32_t p)
     cdef object watch(self, Held held)

@@ -36,8 +36,11 @@ cdef class LoopMail:
     def deliver(self):
         """In the loop, after a wake: ends the waits whose watches were mailed."""
         for future, why in self.mailbox.take():
-            if not future.done():
-                future.set_result(why)
+            self.end(future, why)
+
+    cdef end(self, future, why):
+        if not future.done() and not self.loop.is_closed():
+            future.set_result(why)
 
     def close(self):
         """Ends every wait with ClosedError, and the waits to come."""
@@ -45,8 +48,7 @@ cdef class LoopMail:
             return
         self.closed = True
         for future in list(self.rooms):
-            if not future.done():
-                future.set_result(SHMB_WHY_CLOSED)
+            self.end(future, SHMB_WHY_CLOSED)
         self.deliver()
         self.bridge.off_wake(self.deliver)
 

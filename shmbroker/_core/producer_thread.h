@@ -57,7 +57,7 @@ static void shmb_tender_forked(void)
 }
 
 /* Once, before anything that remembers the number is made. */
-static inline void shmb_forks_count(void) { pthread_atfork(NULL, NULL, shmb_tender_forked); }
+static __attribute__((unused)) void shmb_forks_count(void) { pthread_atfork(NULL, NULL, shmb_tender_forked); }
 
 /* After a record was put, outside of the lock: the thread must learn of a batch that stayed open. */
 static inline void shmb_tender_poke(struct shmb_outlet *o)

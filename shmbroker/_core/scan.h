@@ -1,5 +1,5 @@
 /* Reading segment files batch by batch: recovery's scan, the search for a batch behind a failure,
- * look-ups by offset and time, and the consumer's fetch.
+ * look-ups by offset and time, the consumer's fetch, and the measure of what sendfile sends.
  *
  * Who calls: the writer process's housekeeper (scan, find), any process that reads segments (locate,
  * fetch), `shmbroker log`. Nothing here writes a file. All functions run without the GIL; they read with
@@ -20,6 +20,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "batch.h"
@@ -30,6 +31,7 @@ enum {
     SHMB_SCAN_FIRST_BYTES = 64 << 10, /* the first one: with many partitions little is behind it */
     SHMB_SCAN_HOLE_BYTES = 4096,      /* one in space that was never written */
     SHMB_SCAN_WALK_BYTES = 16 << 10, /* one read of a header walk, where batches are small */
+    SHMB_SCAN_MEASURE_BYTES = 4 << 10, /* the same, of a walk over batches that are sent by sendfile */
 };
 
 /* Why a scan ended. From SHMB_SCAN_BATCH on: SHMB_SCAN_BATCH + enum shmb_batch_error. */
@@ -453,6 +455,45 @@ static int64_t shmb_whole_batches(const uint8_t *p, int64_t n, int64_t *next_off
         at += size;
     }
     return at;
+}
+
+/* Measures whole batches of the file from `position` (where one begins) on, by their headers alone: for
+ * those who send them from the file without reading them. The same batches as a read of max_bytes and
+ * shmb_whole_batches give: at most max_bytes, but always one if there is one; none that reaches past
+ * `limit` or the end of the file. Returns their bytes, or -1 with errno; moves *next_offset on (-1
+ * before: any). *more is set where max_bytes alone was the end. */
+static int64_t shmb_measure_batches(int fd, int64_t position, int64_t limit, int64_t max_bytes,
+                                    int64_t *next_offset, int *more) {
+    uint8_t buffer[SHMB_SCAN_MEASURE_BYTES];
+    struct stat file;
+    *more = 0;
+    if (fstat(fd, &file)) return -1;
+    if (limit > (int64_t)file.st_size) limit = (int64_t)file.st_size;
+    int64_t at = position, base = position, have = 0, size = 0;
+    while (at + SHMB_BATCH_HEADER_BYTES <= limit) {
+        if (at + SHMB_BATCH_HEADER_BYTES > base + have) {
+            /* Behind a large batch the next is large, too: then its header is all that is wanted. */
+            int64_t want = size > (int64_t)sizeof buffer / 2 ? SHMB_BATCH_HEADER_BYTES
+                                                             : (int64_t)sizeof buffer;
+            if (want > limit - at) want = limit - at;
+            base = at;
+            have = shmb_pread_full(fd, buffer, (size_t)want, at);
+            if (have < 0) return -1;
+            if (have < SHMB_BATCH_HEADER_BYTES) break; /* cut meanwhile */
+        }
+        const uint8_t *p = buffer + (at - base);
+        if (!shmb_header_plausible(p, limit - at) ||
+            (*next_offset >= 0 && shmb_batch_base_offset(p) != *next_offset))
+            break;
+        size = (int64_t)shmb_batch_size(p);
+        if (at > position && at + size - position > max_bytes) {
+            *more = 1;
+            break;
+        }
+        *next_offset = shmb_batch_last_offset(p) + 1;
+        at += size;
+    }
+    return at - position;
 }
 
 #endif

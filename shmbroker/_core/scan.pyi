@@ -95,3 +95,6 @@ def locate(
 def read_batches(
     fd: int, position: int, limit: int, max_bytes: int, next_offset: int = -1
 ) -> tuple[bytes, int, bool]: ...
+def measure_batches(
+    fd: int, position: int, limit: int, max_bytes: int, next_offset: int = -1
+) -> tuple[int, int, bool]: ...

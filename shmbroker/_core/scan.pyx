@@ -96,6 +96,8 @@ cdef extern from "scan.h" nogil:
     void shmb_locate(int fd, int64_t position, int64_t limit, int64_t target_offset, int by_time,
                      int64_t target_timestamp, shmb_batch_at *out)
     int64_t shmb_pread_full(int fd, uint8_t *p, size_t n, int64_t position)
+    int64_t shmb_measure_batches(int fd, int64_t position, int64_t limit, int64_t max_bytes,
+                                 int64_t *next_offset, int *more) nogil
     int64_t shmb_whole_batches(const uint8_t *p, int64_t n, int64_t *next_offset, int64_t *needed,
                                int *foreign)
     const char *shmb_batch_error_name(int error)
@@ -351,6 +353,18 @@ def locate(int fd, int64_t position, int64_t limit, int64_t target_offset, targe
     if at.position < 0:
         return None
     return BatchAt(at.position, at.bytes, at.base_offset, at.last_offset, at.max_timestamp, at.epoch)
+
+
+def measure_batches(int fd, int64_t position, int64_t limit, int64_t max_bytes,
+                    int64_t next_offset=-1):
+    """(bytes, next_offset, at_end) of what read_batches would give, by the batches' headers alone."""
+    cdef int64_t size
+    cdef int more = 0
+    with nogil:
+        size = shmb_measure_batches(fd, position, limit, max_bytes, &next_offset, &more)
+    if size < 0:
+        raise OSError(errno, os.strerror(errno))
+    return size, next_offset, not more
 
 
 def read_batches(int fd, int64_t position, int64_t limit, int64_t max_bytes, int64_t next_offset=-1):

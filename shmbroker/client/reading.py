@@ -7,7 +7,8 @@ that retention took, records that the host lost. `_slow` returns with records or
 
 from __future__ import annotations
 
-import os
+import itertools
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -37,7 +38,10 @@ RING_FETCH_BYTES: Final = 256 << 10
 FILE_FETCH_BYTES: Final = 512 << 10
 _HEAP_BYTES: Final = 4 << 20
 NEVER_NS: Final = core.deadline(None)
-_TRIES: Final = 200  # what is visible and found nowhere for so long is damage, not a race
+#: What is visible and found nowhere for so long is damage, not a race: with a segment that is being
+#: retired, or with a writer that was killed in the middle of that and is on its way back.
+_PATIENCE_NS: Final = 2_000_000_000
+_YIELDS: Final = 100  # before each further look is a millisecond apart
 
 
 class Reading(RecordStream):
@@ -99,7 +103,14 @@ class Reading(RecordStream):
         """What the partition has for us, wherever it is; None when there is nothing (yet)."""
         if reader.leader_epoch >= 0 and reader.recovery != reader.recovered:
             self._verify(reader)
-        for _ in range(_TRIES):
+        since_ns = core.monotonic_ns()
+        for n in itertools.count():
+            if n:
+                if self._stopped:
+                    raise ClosedError("this consumer is closed")
+                if core.monotonic_ns() - since_ns > _PATIENCE_NS:
+                    break
+                time.sleep(0 if n < _YIELDS else 0.001)
             try:
                 batch = reader.fetch(self._most)
                 if batch is None and reader.bound and reader.look() != "opening":
@@ -113,7 +124,7 @@ class Reading(RecordStream):
                     reader.seek(start)
                 elif reader.position < start or gap.log_end_offset >= 0:
                     raise
-                continue  # a segment was retired before the log start was seen to move
+                continue  # a segment is gone, and the log start is about to be seen to move
             if batch is not None:
                 return batch
             if not reader.bound:
@@ -123,7 +134,6 @@ class Reading(RecordStream):
                     return None
             elif reader.look() == "opening":
                 return None
-            os.sched_yield()
         if self._epoch.value != self._seen:
             return None
         raise CorruptBatch(

@@ -215,10 +215,12 @@ class PartitionLog(SegmentedLog):
 
     # --- retention ---
 
-    def retire(self, now_ms: int, durable_offset: int) -> int | None:
+    def retire(
+        self, now_ms: int, durable_offset: int, on_start: Callable[[int], None] = lambda start: None
+    ) -> int | None:
         """Retires what retention.ms, retention.bytes and delete_records allow; returns the new log
-        start offset, or None when nothing changed. The new start is durable before a file goes.
-        Does nothing while a checkpoint is on its way."""
+        start offset, or None when nothing changed. The new start is durable, and `on_start` was
+        told of it, before a file goes. Does nothing while a checkpoint is on its way."""
         if self.recovery.state != "online" or len(self.segments) < 2 or not self.settled:
             return None
         self.settle()
@@ -240,6 +242,8 @@ class PartitionLog(SegmentedLog):
         start = max(self.log_start_offset, self.segments[count].base_offset)
         moved = start != self.log_start_offset
         self._move_start_at_any_rate(start)
+        if moved:
+            on_start(start)
         for segment in self.segments[:count]:
             recycle = segment.size >= self.settings.segment_bytes // 2
             retire(segment, recycle=recycle, kept=self._recycled)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import bisect
 import fcntl
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 from shmbroker._core import scan
@@ -28,11 +29,21 @@ OPEN_MAX = 8  # segments kept open; a sequential reader needs two
 _NO_LIMIT = 1 << 62
 
 Limit = tuple[int, int]
+_Take = Callable[[int, int, int, int], tuple[int, int, bool]]
 
 
 class _Open(NamedTuple):
     base_offset: int
     fd: int
+
+
+class Span(NamedTuple):
+    """Whole batches as they stand in a segment."""
+
+    fd: int
+    position: int  # bytes into the file, where the first batch begins
+    size_bytes: int
+    next_offset: int  # of what follows
 
 
 class SegmentReader:
@@ -66,26 +77,30 @@ class SegmentReader:
         everything on disk. Raises OffsetOutOfRange below the first segment (look at the log start
         offset first: retention may have been there), OSError.
         """
-        place = self._place(offset, limit)
-        while place is not None:
-            base, position = place
-            segment = self._segment(base)
-            if segment is None:  # retired meanwhile
-                self._refresh()
-                place = self._find(offset, limit)
-                continue
-            expected = offset if self._next and self._next[0] == offset else -1
-            end = self._end_of(segment, limit)
-            data, following, at_end = scan.read_batches(
-                segment.fd, position, end, max_bytes, expected
-            )
-            if data:
-                self._next = (following, base, position + len(data))
-                return data
-            if not at_end:
-                return b""
-            place = self._after(base, offset, limit)
-        return b""
+        data = b""
+
+        def read(fd: int, position: int, end: int, expected: int) -> tuple[int, int, bool]:
+            nonlocal data
+            data, following, at_end = scan.read_batches(fd, position, end, max_bytes, expected)
+            return len(data), following, at_end
+
+        self._next_stretch(offset, limit, read)
+        return data
+
+    def span(
+        self, offset: int, max_bytes: int = CHUNK_BYTES, limit: Limit | None = None
+    ) -> Span | None:
+        """Where the batches stand that `fetch` would give, for `sendfile`; None for b"".
+
+        They are not read: only their headers are. Who receives them checks them. The descriptor
+        stays open until the next call of this reader; a duplicate keeps the file from being
+        recycled as long as it is open. Raises as `fetch`.
+        """
+
+        def measure(fd: int, position: int, end: int, expected: int) -> tuple[int, int, bool]:
+            return scan.measure_batches(fd, position, end, max_bytes, expected)
+
+        return self._next_stretch(offset, limit, measure)
 
     def locate(self, offset: int, limit: Limit | None = None) -> tuple[int, BatchAt] | None:
         """(base offset of the segment, the batch that contains `offset` or, where that is missing,
@@ -122,6 +137,27 @@ class SegmentReader:
             found = scan.locate(segment.fd, position, end, base, timestamp)
             if found is not None:
                 return found.base_offset, found.max_timestamp
+        return None
+
+    def _next_stretch(self, offset: int, limit: Limit | None, take: _Take) -> Span | None:
+        """What `take` finds (bytes, next offset, at end) in the first segment that has some."""
+        place = self._place(offset, limit)
+        while place is not None:
+            base, position = place
+            segment = self._segment(base)
+            if segment is None:  # retired meanwhile
+                self._refresh()
+                place = self._find(offset, limit)
+                continue
+            expected = offset if self._next and self._next[0] == offset else -1
+            end = self._end_of(segment, limit)
+            size, following, at_end = take(segment.fd, position, end, expected)
+            if size:
+                self._next = (following, base, position + size)
+                return Span(segment.fd, position, size, following)
+            if not at_end:
+                return None
+            place = self._after(base, offset, limit)
         return None
 
     # --- where an offset is ---

@@ -236,7 +236,7 @@ def test_a_killed_acceptor_takes_its_children_with_it_and_is_adopted(broker: Bro
 SHORT_GRACE = """
 import sys
 from shmbroker.workers import acceptor, acceptor_main
-acceptor.CLAIM_GRACE_S = 1.0
+acceptor.CLAIM_GRACE_S = 3.0
 sys.exit(acceptor_main.main(sys.argv))
 """
 
@@ -261,7 +261,7 @@ def test_who_does_not_claim_its_rings_in_time_loses_them_and_nobody_else(
     assert {f"i{kept}", f"i{lost}"} <= broker.objects(), "there is time to claim them"
     assert [c["connected"] for c in again.ask("status")["clients"]] == [True, False]
     eventually(lambda: f"i{lost}" not in broker.objects(), "the unclaimed ring is still there")
-    assert time.monotonic() - began >= 1.0
+    assert time.monotonic() - began >= 3.0
     detached_rings = [n["ingress"] for n in broker.noted() if n["op"] == "detach_ingress"]
     assert detached_rings == [lost], "its writer had what was published first"
     (client,) = again.ask("status")["clients"]

@@ -68,9 +68,7 @@ def test_what_was_acknowledged_is_read_back_by_record_and_by_batch(broker: Any, 
     run(main)
 
 
-def test_the_administrative_calls_are_those_of_the_synchronous_client(
-    broker: Any, run: Run
-) -> None:
+def test_the_administrative_calls_are_those_of_the_synchronous_client(broker: Any) -> None:
     async def main() -> None:
         async with aio.connect(broker.instance) as client:
             info = await client.create_topic("t", partitions=3)
@@ -92,12 +90,10 @@ def test_the_administrative_calls_are_those_of_the_synchronous_client(
         with pytest.raises(ClosedError):
             await client.topics()
 
-    run(main)
+    asyncio.run(main())
 
 
-def test_one_consumer_of_more_partitions_than_a_futex_takes_wakes_for_each(
-    broker: Any, run: Run
-) -> None:
+def test_one_consumer_of_more_partitions_than_a_futex_takes_wakes_for_each(broker: Any) -> None:
     async def main() -> None:
         async with (
             aio.connect(broker.instance) as client,
@@ -116,7 +112,7 @@ def test_one_consumer_of_more_partitions_than_a_futex_takes_wakes_for_each(
 
     with broker.client() as client:
         client.create_topic("t", 150)
-    run(main)
+    asyncio.run(main())
 
 
 def test_tasks_of_one_group_read_side_by_side_on_no_thread_of_their_own(

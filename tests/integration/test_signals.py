@@ -87,7 +87,6 @@ except KeyboardInterrupt:
         (PLAIN, "client.status()", False),
         (PLAIN, "shmbroker.connect(timeout=60)", False),
         (ASYNCIO, "consumer.poll(None)", True),
-        (ASYNCIO, "anext(consumer)", True),
         (ASYNCIO, "client.create_topic('u')", False),
         (ASYNCIO, "shmbroker.aio.connect(timeout=3)", False),
     ],

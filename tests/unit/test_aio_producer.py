@@ -669,6 +669,39 @@ def test_an_unclosed_producer_is_a_resource_warning_and_its_records_arrive(
     run(main())
 
 
+def test_a_producer_left_behind_by_its_loop_is_only_a_resource_warning(
+    broker: Broker, run: Any
+) -> None:
+    left: list[Any] = []
+
+    async def main() -> None:
+        bridge = Bridge(asyncio.get_running_loop())
+        p = Producer(FakeClient(broker), bridge)
+        await paused(broker, p)
+        receipt = await p.send("one", b"x")
+        await fill(p)
+        left.extend((bridge, receipt, p))
+        waits = [
+            asyncio.ensure_future(what)
+            for what in (receipt, p.flush(), p.send("one", b"x" * 50_000))
+        ]
+        await asyncio.sleep(0.02)
+        assert not any(wait.done() for wait in waits)
+
+    run(main())
+    resume(broker)
+
+    def drop() -> None:
+        left.pop()
+        gc.collect()
+
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        drop()
+    bridge, receipt = left
+    assert receipt.result(5).offset == 1
+    bridge.close()
+
+
 def test_a_forked_child_gets_forked_error(broker: Broker) -> None:
     async def child(p: Producer, receipt: Any) -> None:
         for call in (p.send("one", b""), p.send_many("one", [b""]), p.flush(), p.close(), receipt):

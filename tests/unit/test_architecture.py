@@ -10,6 +10,7 @@ FOLDERS = {
     "shmbroker/": (".py",),
     "shmbroker/_core/": (".py", ".h", ".pyx", ".pxi"),
     "shmbroker/log/": (".py",),
+    "shmbroker/wire/native/": (".py",),
     "shmbroker/control/": (".py",),
     "shmbroker/client/": (".py",),
     "shmbroker/client/aio/": (".py",),

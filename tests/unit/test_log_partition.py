@@ -321,8 +321,10 @@ def test_retention_moves_the_log_start_before_files_go(make: MakeRig, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr("shmbroker.log.partition.retire", stop)
+        told: list[int] = []  # as readers are, who else would look for a file that is gone
         with pytest.raises(RuntimeError):
-            rig.log.retire(1000 + 99 + 1001, rig.offset)
+            rig.log.retire(1000 + 99 + 1001, rig.offset, told.append)
+    assert told == [100]
     rig.crash()
     log = rig.open()
     assert log.log_start_offset == 100
