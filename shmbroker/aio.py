@@ -11,17 +11,8 @@ one loses no record. Works under asyncio's own loop and uvloop.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
-
 from shmbroker.client.aio.client import Client, connect
 from shmbroker.client.aio.consumer import Consumer
+from shmbroker.client.aio.producer import Producer
 
-__all__ = ["Client", "Consumer", "Producer", "connect"]  # noqa: F822 - loaded at its first use
-
-
-def __getattr__(name: str) -> Any:
-    """Loads the producer at its first use (PEP 562)."""
-    if name != "Producer":
-        raise AttributeError(f"module 'shmbroker.aio' has no attribute {name!r}")
-    return import_module("shmbroker.client.aio.producer").Producer
+__all__ = ["Client", "Consumer", "Producer", "connect"]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         DeserializingConsumer,
         Partitioner,
         Serializer,
+        SerializingProducer,
     )
 
 V = TypeVar("V")
@@ -114,6 +115,24 @@ class Client(Admin):
         """Whether close() was called."""
         return self._connection.closed
 
+    @overload
+    def producer(
+        self,
+        *,
+        partitioner: None = None,
+        key_serializer: None = None,
+        value_serializer: None = None,
+        **options: Any,
+    ) -> Producer: ...
+    @overload
+    def producer(
+        self,
+        *,
+        partitioner: Partitioner | None = None,
+        key_serializer: Serializer | None = None,
+        value_serializer: Serializer | None = None,
+        **options: Any,
+    ) -> SerializingProducer: ...
     def producer(
         self,
         *,

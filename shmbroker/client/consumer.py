@@ -14,7 +14,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from shmbroker._core import reader as core
 from shmbroker._core.reader import RecordBatch
@@ -123,7 +123,7 @@ class Consumer(Positions):
         for files in self._files.values():
             files.close()
 
-    def __enter__(self) -> Consumer:
+    def __enter__(self) -> Self:
         self._connection.check("this consumer")
         return self
 

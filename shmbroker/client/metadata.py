@@ -70,10 +70,12 @@ class Metadata:
 
     def get(self, topic: str) -> TopicInfo:
         """The topic, asked for once; UnknownTopic without it."""
+        return self.known(topic) or self.refresh(topic)
+
+    def known(self, topic: str) -> TopicInfo | None:
+        """The topic as remembered, without asking and so without blocking; None: ask."""
         found = self._topics.get(topic)
-        if found is None or self._epoch != self._connection.epoch.value:
-            return self.refresh(topic)
-        return found
+        return found if self._epoch == self._connection.epoch.value else None
 
     def partition(self, topic: str, partition: int) -> PartitionInfo:
         """One partition; UnknownTopic when the topic hasn't it."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, get_args
 
 from shmbroker._core.producer import Outlets, ProducerBase, Sender
 from shmbroker.client.receipt import RecordMetadata
@@ -163,7 +163,7 @@ class Producer(ProducerBase):
         if first is not None:
             raise DeliveryError(count, first)
 
-    def __enter__(self) -> Producer:
+    def __enter__(self) -> Self:
         self._sender_state.check()
         return self
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from inspect import iscoroutinefunction
 from operator import index
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -109,6 +110,11 @@ class Outgoing:
 def _callable(name: str, function: object) -> None:
     if function is not None and not callable(function):
         raise TypeError(f"{name} is {type(function).__name__}, expected a function")
+    if iscoroutinefunction(function):
+        raise TypeError(
+            f"{name} is a coroutine function, expected a plain one: await before sending, or after "
+            "reading"
+        )
 
 
 def _serialized(function: Serializer | None, what: Any, role: str, topic: str, at: str = "") -> Any:
@@ -340,6 +346,13 @@ class DeserializingConsumer(Consumer, Generic[V]):
         """As Consumer.poll. Raises SerializationError, and goes on behind it."""
         record = super().poll(timeout)
         return None if record is None else self._incoming.record(record)
+
+    def poll_batch(  # type: ignore[override]
+        self, timeout: float | None = None
+    ) -> DecodedBatch[V] | None:
+        """As Consumer.poll_batch; the batch decodes when it is asked for its records."""
+        batch = super().poll_batch(timeout)
+        return None if batch is None else self._incoming.batch(batch)
 
     def batches(  # type: ignore[override]
         self, timeout: float | None = None

@@ -22,7 +22,7 @@ from shmbroker.client.client import Client
 from shmbroker.client.connection import Connection
 from shmbroker.client.consumer import Consumer
 from shmbroker.client.producer import Producer
-from shmbroker.client.serializing import DeserializingConsumer, SerializingProducer
+from shmbroker.client.serializing import DeserializingConsumer, Incoming, SerializingProducer
 from shmbroker.errors import SerializationError
 
 
@@ -164,6 +164,16 @@ def test_what_is_no_function_is_refused_by_name(broker: Broker) -> None:
             producer(broker, **{name: "json"})
 
 
+def test_a_coroutine_function_is_refused_with_the_way_out(broker: Broker) -> None:
+    async def encode(value: Any) -> bytes:
+        return as_json(value)
+
+    with pytest.raises(TypeError, match=r"value_serializer is a coroutine function.*await before"):
+        producer(broker, value_serializer=encode)
+    with pytest.raises(TypeError, match=r"key_deserializer is a coroutine function.*or after"):
+        Incoming(key_deserializer=encode)
+
+
 # --- on the way out ------------------------------------------------------------------------------
 
 
@@ -214,6 +224,11 @@ def test_records_come_decoded_one_by_one_and_in_batches(client: Client, log: Fak
         assert consumer.poll(0) is None
         consumer.seek(0)
         (batch,) = consumer.batches(timeout=0)
+        consumer.seek(0)
+        polled = consumer.poll_batch(1)
+        assert polled is not None
+        assert polled.values() == batch.values()
+        assert consumer.poll_batch(0) is None
         assert batch.values() == [1, None, [2]]
         assert batch.keys() == [None] * 3
         assert [r.value for r in batch] == [r.value for r in batch.records()] == [1, None, [2]]

@@ -17,24 +17,39 @@ import warnings
 import weakref
 from collections.abc import Generator
 from functools import partial
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from shmbroker._core.reader import Watcher
 from shmbroker.client import client as sync
 from shmbroker.client.aio.admin import Admin
 from shmbroker.client.aio.bridge import Bridge
+from shmbroker.client.aio.consumer import Consumer
+from shmbroker.client.aio.producer import Producer
 from shmbroker.client.aio.worker import Worker
+from shmbroker.client.consumer import check_options
 from shmbroker.errors import ConcurrentUse, ForkedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Literal
 
-    from shmbroker.client.aio.consumer import Consumer
+    from shmbroker.client.aio.serializing import DeserializingConsumer, SerializingProducer
     from shmbroker.client.connection import Connection
     from shmbroker.client.metadata import Metadata
     from shmbroker.client.positions import Start
+    from shmbroker.client.serializing import Deserializer, Partitioner, Serializer
+
+V = TypeVar("V")
+
+
+class _Reading(TypedDict, total=False):
+    """The options of `Client.consumer` beside the deserializers."""
+
+    partitions: list[int] | None
+    start: Start
+    isolation: Literal["durable", "appended"]
+    on_gap: Literal["error", "earliest"]
 
 
 class _Closable(Protocol):
@@ -142,15 +157,67 @@ class Client(Admin):
                 "connect once in each loop"
             )
 
-    def producer(self, **options: Any) -> Any:
-        """A shmbroker.aio.Producer, to be used with `async with`; options as those of Client."""
+    @overload
+    def producer(
+        self,
+        *,
+        partitioner: None = None,
+        key_serializer: None = None,
+        value_serializer: None = None,
+        **options: Any,
+    ) -> Producer: ...
+    @overload
+    def producer(
+        self,
+        *,
+        partitioner: Partitioner | None = None,
+        key_serializer: Serializer | None = None,
+        value_serializer: Serializer | None = None,
+        **options: Any,
+    ) -> SerializingProducer: ...
+    def producer(
+        self,
+        *,
+        partitioner: Partitioner | None = None,
+        key_serializer: Serializer | None = None,
+        value_serializer: Serializer | None = None,
+        **options: Any,
+    ) -> Producer:
+        """A Producer, to be used with `async with`; as of `shmbroker.Client.producer`.
+
+        The partitioner and the serializers run in the loop's thread.
+        """
         self.check()
-        made = import_module("shmbroker.client.aio.producer").Producer(
-            self, self._bridge, **options
-        )
+        made: Producer
+        if partitioner is None and key_serializer is None and value_serializer is None:
+            made = Producer(self, self._bridge, **options)
+        else:
+            from shmbroker.client.aio.serializing import SerializingProducer
+
+            made = SerializingProducer(
+                self,
+                self._bridge,
+                partitioner=partitioner,
+                key_serializer=key_serializer,
+                value_serializer=value_serializer,
+                **options,
+            )
         self._made.add(made)
         return made
 
+    @overload
+    def consumer(
+        self,
+        *topics: str,
+        value_deserializer: Callable[[bytes], V],
+        key_deserializer: Deserializer | None = None,
+        **options: Unpack[_Reading],
+    ) -> DeserializingConsumer[V]: ...
+    @overload
+    def consumer(
+        self, *topics: str, key_deserializer: Deserializer, **options: Unpack[_Reading]
+    ) -> DeserializingConsumer[bytes]: ...
+    @overload
     def consumer(
         self,
         *topics: str,
@@ -158,23 +225,38 @@ class Client(Admin):
         start: Start = "latest",
         isolation: Literal["durable", "appended"] = "durable",
         on_gap: Literal["error", "earliest"] = "error",
+    ) -> Consumer: ...
+    def consumer(
+        self,
+        *topics: str,
+        partitions: list[int] | None = None,
+        start: Start = "latest",
+        isolation: Literal["durable", "appended"] = "durable",
+        on_gap: Literal["error", "earliest"] = "error",
+        key_deserializer: Deserializer | None = None,
+        value_deserializer: Callable[[bytes], Any] | None = None,
     ) -> Consumer:
         """A Consumer, as of `shmbroker.Client.consumer`; it begins when it is entered or awaited.
 
         So "latest" is the end as it is then. Waits park in the watcher's thread: nothing spins.
+        The deserializers run in the loop's thread.
         """
         self.check()
-        from shmbroker.client.aio.consumer import Consumer
-        from shmbroker.client.consumer import check_options
-
         check_options(topics, partitions, isolation, on_gap)
-        made = Consumer(
+        kind, more = Consumer, dict[str, Any]()
+        if key_deserializer is not None or value_deserializer is not None:
+            from shmbroker.client.aio.serializing import DeserializingConsumer
+
+            kind = DeserializingConsumer
+            more = {"key_deserializer": key_deserializer, "value_deserializer": value_deserializer}
+        made = kind(
             self,
             topics,
             partitions=partitions,
             start=start,
             isolation=isolation,
             on_gap=on_gap,
+            **more,
         )
         self._made.add(made)
         return made

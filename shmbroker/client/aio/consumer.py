@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from shmbroker._core import reader as core
 from shmbroker._core.batch import Record
@@ -138,10 +138,10 @@ class Consumer(Reading):
         if self._stream is not None:
             self._stream.close()
 
-    def __await__(self) -> Generator[Any, None, Consumer]:
+    def __await__(self) -> Generator[Any, None, Self]:
         return self.__aenter__().__await__()
 
-    async def __aenter__(self) -> Consumer:
+    async def __aenter__(self) -> Self:
         await self._call(lambda stream: None, False)
         return self
 

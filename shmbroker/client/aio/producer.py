@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from shmbroker._core.producer import AsyncProducerBase
 from shmbroker.client.producer import BATCH_BYTES, Acks, Compression, sender_of
@@ -138,7 +138,7 @@ class Producer(AsyncProducerBase):
         if first is not None:
             raise DeliveryError(count, first)
 
-    async def __aenter__(self) -> Producer:
+    async def __aenter__(self) -> Self:
         self._sender_state.check()
         return self
 
