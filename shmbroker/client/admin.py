@@ -11,6 +11,7 @@ number.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -43,7 +44,6 @@ class Control:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lock = threading.Lock()
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._next_id = 0
         self._stale = False
@@ -58,6 +58,7 @@ class Control:
             if not self._lock.acquire(timeout=left):
                 raise TimedOut(f"{op}: other requests of this client were not answered in time")
             try:
+                self._connection.check()  # closed, while another request was under way
                 answer = self._once(op, deadline, args)
             finally:
                 self._lock.release()
@@ -111,9 +112,7 @@ class Control:
             self._socket = None
         self._stale = False
         if self._socket is None:
-            if self._context is None:
-                self._context = zmq.Context(io_threads=1)
-            self._socket = self._context.socket(zmq.DEALER)
+            self._socket = _context().socket(zmq.DEALER)
             self._socket.linger = 0
             self._socket.connect(self._connection.places.zmq_address("control"))
         return self._socket
@@ -128,9 +127,27 @@ class Control:
             if self._socket is not None:
                 self._socket.close(linger=0)
                 self._socket = None
-            if self._context is not None:
-                self._context.term()
-                self._context = None
+
+
+_contexts: Final[dict[int, zmq.Context[zmq.Socket[bytes]]]] = {}
+
+
+def _context() -> zmq.Context[zmq.Socket[bytes]]:
+    """This process's ZeroMQ context for all its control channels.
+
+    Never ended: one that the garbage collector meets before its sockets, in the cycle of a client
+    that was not closed, would wait for them for ever. By pid, since a forked child must neither use
+    its parent's nor let go of it.
+    """
+    import zmq
+
+    found = _contexts.get(os.getpid())
+    if found is None:
+        made: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        found = _contexts.setdefault(os.getpid(), made)
+        if found is not made:  # another thread was first
+            made.term()
+    return found
 
 
 class Admin:

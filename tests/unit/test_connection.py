@@ -362,3 +362,23 @@ def test_a_client_that_nobody_closed_warns(fake: FakeBroker, connection: Connect
     with pytest.warns(ResourceWarning, match="unclosed"):
         clients.clear()
     assert connection.closed
+
+
+def test_a_request_that_waited_while_the_connection_was_closed_opens_nothing(
+    connection: Connection,
+) -> None:
+    control = connection._control
+
+    class ClosedMeanwhile:
+        """The lock, as the request finds it that waited for another one."""
+
+        def acquire(self, timeout: float) -> bool:
+            control._lock = free  # type: ignore[assignment]
+            connection.close()
+            return free.acquire(timeout=timeout)
+
+    free = control._lock
+    control._lock = ClosedMeanwhile()  # type: ignore[assignment]
+    with pytest.raises(ClosedError):
+        connection.request("status")
+    assert control._socket is None
