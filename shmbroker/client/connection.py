@@ -312,7 +312,7 @@ class Connection:
         while not self._closed:
             try:
                 self._reattach(deadline)
-                return True
+                return not self._closed
             except (ShmbrokerError, OSError, ValueError):
                 pass  # not there yet, or not ready; what is final shows as BrokerGone in the end
             left = deadline - time.monotonic()

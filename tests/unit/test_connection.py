@@ -12,11 +12,13 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from consumer_fakes import FakeBroker
 
 from shmbroker._core import shm
+from shmbroker.client import connection as connection_module
 from shmbroker.client.client import Client, connect
 from shmbroker.client.connection import Connection
 from shmbroker.errors import (
@@ -382,3 +384,26 @@ def test_a_request_that_waited_while_the_connection_was_closed_opens_nothing(
     with pytest.raises(ClosedError):
         connection.request("status")
     assert control._socket is None
+
+
+def test_a_close_in_the_middle_of_an_attach_ends_the_watcher(
+    fake: FakeBroker, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closers: list[threading.Thread] = []
+
+    def attach_and_be_closed(*args: Any) -> Any:
+        answer = attach(*args)
+        closers.append(threading.Thread(target=connection.close))
+        closers[0].start()
+        while not connection.closed:
+            time.sleep(0.001)
+        return answer
+
+    attach = connection_module.attach
+    monkeypatch.setattr(connection_module, "attach", attach_and_be_closed)
+    fake.kill()
+    fake.restart()
+    connection._watcher.join(10)  # what it raises fails this test
+    assert not connection._watcher.is_alive()
+    closers[0].join(10)
+    assert not closers[0].is_alive()
