@@ -135,7 +135,7 @@ def test_a_span_below_the_first_segment_says_so(make: MakeRig) -> None:
     rig = make(SMALL)
     fill(rig)
     start = rig.active.base_offset
-    rig.log.set_settings(TopicSettings(segment_bytes=64 << 10, retention_bytes=0))
+    rig.log.set_settings(TopicSettings(segment_bytes=64 << 10, retention_bytes=0), rig.reach)
     assert rig.log.retire(0, rig.offset) == start
     with (
         SegmentReader(str(rig.path)) as reader,
@@ -152,7 +152,7 @@ def test_a_segment_with_a_span_in_use_is_not_recycled(make: MakeRig) -> None:
         assert span is not None
         kept, data = os.dup(span.fd), bytes_of(span)
     try:
-        rig.log.set_settings(TopicSettings(segment_bytes=64 << 10, retention_bytes=0))
+        rig.log.set_settings(TopicSettings(segment_bytes=64 << 10, retention_bytes=0), rig.reach)
         rig.log.retire(0, rig.offset)
         for _ in range(4):  # what could be recycled is written over
             for _ in range(12):
