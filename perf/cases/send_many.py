@@ -181,8 +181,8 @@ def _run_100(bench: Bench) -> list[Row]:
     shuffled = ValueSpec(bench.sizes.values, shuffled=True)
     return [
         _measure(bench, _Figure("send_many, 100 B, durable, recycled", plain, "recycled", 0.70)),
-        _measure(bench, _Figure("the same, fresh extents", plain, "fresh", 0.70)),
-        _measure(bench, _Figure("values shuffled on the heap", shuffled, "recycled", None)),
+        _measure(bench, _Figure("send_many, 100 B, durable, fresh", plain, "fresh", 0.70)),
+        _measure(bench, _Figure("100 B, recycled, values shuffled on the heap", shuffled, "recycled", None)),
     ]
 
 
@@ -190,7 +190,7 @@ def _run_1k(bench: Bench) -> list[Row]:
     spec = ValueSpec(bench.sizes.values_1k, value_bytes=1024)
     return [
         _measure(bench, _Figure("send_many, 1 KiB, durable, recycled", spec, "recycled", 0.90)),
-        _measure(bench, _Figure("the same, fresh extents", spec, "fresh", 0.90)),
+        _measure(bench, _Figure("send_many, 1 KiB, durable, fresh", spec, "fresh", 0.90)),
     ]
 
 
