@@ -182,7 +182,7 @@ def _run_100(bench: Bench) -> list[Row]:
     return [
         _measure(bench, _Figure("send_many, 100 B, durable, recycled", plain, "recycled", 0.70)),
         _measure(bench, _Figure("send_many, 100 B, durable, fresh", plain, "fresh", 0.70)),
-        _measure(bench, _Figure("100 B, recycled, values shuffled on the heap", shuffled, "recycled", None)),
+        _measure(bench, _Figure("the same, values shuffled", shuffled, "recycled", None)),
     ]
 
 
