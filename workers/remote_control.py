@@ -176,6 +176,8 @@ class RemoteControl:
     def _do(
         self, door: _Door, identity: bytes, key: str, request: messages.Request, answer: Answer
     ) -> None:
+        if door.has_keys and self._gate is not None and not self._gate.knows(key):
+            raise errors.AuthenticationFailed(f"the key {key!r} is authorised no more")
         if request.op == "hello":
             answer(self._hello(door, identity, key, request))
             return

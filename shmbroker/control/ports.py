@@ -85,6 +85,12 @@ class ListenFile:
             self._keep("ports", chosen)
         return Ports(**chosen)
 
+    def check(self, loaded: LoadedConfig, host: str) -> None:
+        """ConfigError if a port that is asked for by its number is not free now."""
+        for name, port in _asked(loaded).items():
+            if port:
+                _require_free(loaded, host, port, _KEYS[name])
+
     def _keep(self, name: str, value: Any) -> Any:
         if self._found.get(name) != value:
             self._found[name] = value
