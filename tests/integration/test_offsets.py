@@ -16,7 +16,7 @@ def ask(client: Any, **args: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def broker_config() -> str:
-    return '[log]\n"segment.bytes" = "1MiB"\n'
+    return '[log]\n"segment.bytes" = "1MiB"\n"retention.ms" = -1\n'
 
 
 def test_offsets_are_those_that_a_consumer_sees(broker: Any) -> None:
