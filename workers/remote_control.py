@@ -73,6 +73,7 @@ class RemoteControl:
         self._doors: list[_Door] = []
         self._gate: Gate | None = None
         self._looking = False
+        self.hellos_refused = 0  # without the token, or with a wrong one
 
     def open(self) -> None:
         """Binds what is asked for; ConfigError when that can't be."""
@@ -233,6 +234,7 @@ class RemoteControl:
             return
         told = (given or "").encode("utf-8", "replace")
         if not hmac.compare_digest(told, self._listening.token.encode()):
+            self.hellos_refused += 1
             problem = "the token is wrong" if given else "a token is needed"
             raise errors.AuthenticationFailed(
                 f"{problem}: the broker's user finds it in the file `token` of its runtime "

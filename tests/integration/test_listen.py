@@ -304,6 +304,7 @@ def test_hello_tells_where_all_is_and_needs_the_token(broker: Broker) -> None:
         assert peer.ask("heartbeat") == {}
         peer.ask("create_topic", name="ticks", partitions=2)
         assert set(peer.ask("metadata", topics=None)["topics"]) == {"ticks"}
+        assert listen_of(broker)["hellos_refused"] == 4
         (shown,) = listen_of(broker)["clients"]
         assert (shown["name"], shown["over"], shown["key"]) == ("peer", "tcp", None)
         with RemotePeer(address) as thief:
@@ -371,10 +372,15 @@ def test_a_client_that_comes_back_is_known_and_its_events_follow_it(broker: Brok
 
 def test_a_restart_of_the_broker_is_answered_by_a_new_hello(broker: Broker) -> None:
     broker.up(address=ANYWHERE)
-    with RemotePeer(listen_of(broker)["control"][0]) as peer:
+    before = listen_of(broker)
+    with RemotePeer(before["control"][0]) as peer:
         peer.hello(token_of(broker))
         broker.kill()
         broker.up(address=ANYWHERE)
+        now = listen_of(broker)
+        assert [now[n] for n in ("control", "ingress", "data")] == [
+            before[n] for n in ("control", "ingress", "data")
+        ]
         assert peer.refused("heartbeat")["code"] == 42
         assert peer.hello(token_of(broker))["claimed"] is False
         assert peer.ask("metadata", topics=None)["topics"] == {}
