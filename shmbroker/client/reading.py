@@ -47,6 +47,8 @@ _YIELDS: Final = 100  # before each further look is a millisecond apart
 class Reading(RecordStream):
     """A RecordStream with its other half. Not for users: see Consumer."""
 
+    reader_kind: type[PartitionReader] = PartitionReader
+
     def __init__(self, client: Client, earliest_on_gap: bool, spin_ns: int) -> None:
         """Attached, and without partitions yet."""
         self._client, self._connection = client, client.connection
@@ -201,6 +203,14 @@ class Reading(RecordStream):
             )
         reader.recovery = recovered
 
+    def check_epoch(self, offset: int, leader_epoch: int) -> None:
+        """Whether the record before `offset` of the one partition still is the one that was read
+        under that leader epoch; LogTruncated if it isn't. Moves the reader."""
+        (reader,) = self._all
+        reader.seek(offset)
+        reader.leader_epoch, reader.recovery = leader_epoch, -1
+        self._verify(reader)
+
     def _batch_at(self, reader: PartitionReader, offset: int) -> KafkaBatch | None:
         """The Kafka batch that holds `offset`. Moves the reader."""
         reader.seek(offset)
@@ -226,7 +236,7 @@ class Reading(RecordStream):
         self._seen = epoch
 
     def _reader(self, place: PartitionInfo, appended: bool) -> PartitionReader:
-        return PartitionReader(
+        return self.reader_kind(
             place.topic,
             place.partition,
             writer=place.writer,
