@@ -8,10 +8,19 @@ batch that reaches into it is put together from both. Not thread-safe.
 from __future__ import annotations
 
 import os
+from typing import Protocol
 
 from shmbroker._core.reader import PartitionReader, RecordBatch, SharedReader
 from shmbroker.log import names
 from shmbroker.log.reader import OPEN_MAX, SegmentReader, Span, open_shared
+
+
+class Limits(Protocol):
+    """What says how far a partition's files may be read."""
+
+    @property
+    def end(self) -> int: ...
+    def file_limit(self) -> tuple[int, int, int, int]: ...
 
 
 class PartitionFiles:
@@ -53,7 +62,7 @@ class PartitionFiles:
         _, position = self._whole_until(offset, base, end)
         return os.path.join(self.directory, names.file_name(base, names.LOG)), position
 
-    def offset_for_time(self, reader: PartitionReader, timestamp_ms: int) -> int:
+    def offset_for_time(self, reader: Limits, timestamp_ms: int) -> int:
         """An offset not far in front of the first record of that time, if there is one."""
         base, end, _, _ = reader.file_limit()
         found = self._segments.offset_for_time(timestamp_ms, (base, end))
@@ -89,4 +98,4 @@ class PartitionFiles:
         return following, position
 
 
-__all__ = ["PartitionFiles"]
+__all__ = ["Limits", "PartitionFiles"]
