@@ -76,6 +76,12 @@ cdef extern from "logring.h" nogil:
                                  uint64_t *base_position, uint64_t *durable_position)
 
 
+cdef extern from "uptake.h" nogil:
+    struct shmb_uptake:                # how far a feed's reader is
+        pass
+    void shmb_uptake_tell(shmb_uptake *u, uint64_t position)
+
+
 cdef extern from "park.h" nogil:
     int64_t shmb_now_ns()
     void shmb_park_arm(shmb_a32 *word)
@@ -188,6 +194,7 @@ cdef class PartitionReader:
     cdef shmb_log_view _view           # object NULL: no ring mapped
     cdef bint _tracked                 # _ring_position is that of `position`
     cdef uint64_t _ring_position
+    cdef shmb_uptake *_uptake          # the feed's, that _open_ring keeps; NULL: a broker's ring
     cdef uint32_t _seen_state          # by the last fetch: a wait ends when they differ
     cdef uint64_t _seen_generation
     cdef uint32_t _seen_slot_epoch
