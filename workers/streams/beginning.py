@@ -18,7 +18,7 @@ from shmbroker.workers.streams.subscription import Subscription
 if TYPE_CHECKING:
     from shmbroker.client.metadata import TopicInfo
     from shmbroker.workers.streams.peer import Peer
-    from shmbroker.workers.streams.source import Source
+    from shmbroker.workers.streams.partition import Partition
 
 _NOWHERE: Final = (1 << 63) - 1
 
@@ -33,7 +33,7 @@ class Beginning:
         self.number: Final = asked.subscription
         self.ended = False
         self._asked = asked
-        self._source: Source | None = None
+        self._partition: Partition | None = None
 
     def begin(self) -> None:
         """Goes as far as it can at once."""
@@ -60,28 +60,28 @@ class Beginning:
 
     def _found(self, topic: TopicInfo) -> None:
         appended = self._asked.isolation is Isolation.APPENDED
-        self._source = self.peer.streams.source(topic, self._asked.partition, appended)
-        self._source.users.add(self)
+        self._partition = self.peer.streams.partition(topic, self._asked.partition, appended)
+        self._partition.users.add(self)
         self.resume()
 
     def resume(self) -> None:
         """Looks whether the partition is open, and where the stream begins."""
-        source, asked = self._source, self._asked
-        if self.ended or source is None:
+        partition, asked = self._partition, self._asked
+        if self.ended or partition is None:
             return
-        if not source.is_open():
-            source.wait(self)
+        if not partition.is_open():
+            partition.wait(self)
         elif asked.start is Start.EARLIEST:
-            self._start(source.ends().log_start_offset)
+            self._start(partition.ends().log_start_offset)
         elif asked.start is Start.LATEST:
-            self._start(source.reader.end)
+            self._start(partition.reader.end)
         elif asked.start is Start.TIME:
-            self.peer.streams.jobs.ask(lambda: source.offset_for_time(asked.offset), self._told)
-        elif asked.leader_epoch in (-1, source.reader.current_epoch):
+            self.peer.streams.jobs.ask(lambda: partition.offset_for_time(asked.offset), self._told)
+        elif asked.leader_epoch in (-1, partition.reader.current_epoch):
             self._start(asked.offset)  # nothing was ever cut off since that epoch began
         else:
             self.peer.streams.jobs.ask(
-                lambda: source.check_epoch_at(asked.offset, asked.leader_epoch), self._told
+                lambda: partition.check_epoch(asked.offset, asked.leader_epoch), self._told
             )
 
     def _told(self, offset: int | None, error: Exception | None) -> None:
@@ -93,16 +93,16 @@ class Beginning:
             self._start(self._asked.offset if offset is None else offset)
 
     def _start(self, offset: int) -> None:
-        source = self._source
-        assert source is not None
-        reader, ends = source.reader, source.ends()
+        partition = self._partition
+        assert partition is not None
+        reader, ends = partition.reader, partition.ends()
         if not ends.log_start_offset <= offset <= max(ends.log_end_offset, reader.end):
             self.fail(OffsetOutOfRange(reader.topic, reader.partition, offset,
                                        ends.log_start_offset, ends.log_end_offset))  # fmt: skip
             return
         epoch = self._asked.leader_epoch if self._asked.start is Start.OFFSET else -1
-        begun = Subscription(self.peer, self.number, source, offset, epoch)
-        source.users.discard(self)
+        begun = Subscription(self.peer, self.number, partition, offset, epoch)
+        partition.users.discard(self)
         self.ended = True
         self.peer.subscriptions[self.number] = begun
         self.peer.say(Subscribed(self.number, offset, ends, reader.current_epoch))
@@ -120,10 +120,10 @@ class Beginning:
             return
         self.ended = True
         self.peer.subscriptions.pop(self.number, None)
-        if self._source is not None:
-            self._source.forget(self)
-            self._source.users.discard(self)
-            self.peer.streams.left(self._source)
+        if self._partition is not None:
+            self._partition.forget(self)
+            self._partition.users.discard(self)
+            self.peer.streams.left(self._partition)
 
 
 __all__ = ["Beginning"]

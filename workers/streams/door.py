@@ -29,9 +29,16 @@ _PASSING: Final = {errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.EPROTO}
 class Door:
     """One listening socket."""
 
-    def __init__(self, listening: socket.socket, context: ssl.SSLContext | None, at: str) -> None:
+    def __init__(
+        self,
+        listening: socket.socket,
+        context: ssl.SSLContext | None,
+        at: str,
+        path: Path | None,
+    ) -> None:
         self._socket: Final = listening
         self._context: Final = context
+        self._path: Final = path
         self.at: Final = at
 
     def fileno(self) -> int:
@@ -70,6 +77,8 @@ class Door:
     def close(self) -> None:
         """Nobody comes any more."""
         self._socket.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
 
 def open_tcp(host: str, port: int, tls: TlsFiles | None) -> Door:
@@ -99,24 +108,22 @@ def open_tcp(host: str, port: int, tls: TlsFiles | None) -> Door:
 def open_unix(path: Path) -> Door:
     """Binds a socket that only this user may connect to, in place of a dead reader's."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        fresh.unlink(missing_ok=True)
-        listening.bind(str(fresh))
-        os.chmod(fresh, 0o600)  # nobody can connect before `listen`
-        door = _listen(listening, None, f"unix:{path}")
-        os.rename(fresh, path)
-        return door
+        path.unlink(missing_ok=True)
+        listening.bind(str(path))
+        os.chmod(path, 0o600)  # nobody can connect before `listen`
+        return _listen(listening, None, f"unix://{path}", path)
     except BaseException:
         listening.close()
-        fresh.unlink(missing_ok=True)
         raise
 
 
-def _listen(listening: socket.socket, context: ssl.SSLContext | None, at: str) -> Door:
+def _listen(
+    listening: socket.socket, context: ssl.SSLContext | None, at: str, path: Path | None = None
+) -> Door:
     listening.setblocking(False)
     listening.listen(_BACKLOG)
-    return Door(listening, context, at)
+    return Door(listening, context, at, path)
 
 
 def _context(tls: TlsFiles) -> ssl.SSLContext:

@@ -80,7 +80,7 @@ class Frame:
         self._offset, self._stretch = offset, stretch
         self._done = 0  # bytes of the stretch
         self._left = stretch.size_bytes  # of the body
-        self._recovered = subscription.source.reader.recovered
+        self._recovered = subscription.partition.reader.recovered
 
     def send(self, transport: Transport, most: int) -> tuple[int, bool]:
         """Sends up to about `most` bytes: how many went, and whether the frame is out.
@@ -116,7 +116,7 @@ class Frame:
                 return transport.sendfile(place.fd, place.position + self._done, min(size, most))
             if isinstance(place, Ring):
                 n = min(size, COPY_BYTES)
-                reader = self.subscription.source.reader
+                reader = self.subscription.partition.reader
                 if reader.copy(place.generation, place.position + self._done, _scratch, n):
                     return transport.send(_scratch[:n], more=n < self._left)
             elif isinstance(place, Memory):
@@ -125,7 +125,7 @@ class Frame:
 
     def _find(self) -> Stretch:
         """Where the rest is by now."""
-        reader = self.subscription.source.reader
+        reader = self.subscription.partition.reader
         if reader.appended and reader.recovered != self._recovered:
             raise Lost("the log was recovered from disk, and may go on with other records")
         if self._done and self._done >= self._stretch.size_bytes:
@@ -134,7 +134,7 @@ class Frame:
         while True:
             found = self.subscription.find(self._offset, self._left + self._done)
             if found is None or found.size_bytes > self._left + self._done:
-                raise Lost(f"{self.subscription.source.name}: offset {self._offset} is gone")
+                raise Lost(f"{self.subscription.partition.name}: offset {self._offset} is gone")
             if found.size_bytes > self._done:
                 self._stretch = found
                 return found

@@ -260,7 +260,7 @@ class Peer:
     def describe(self, now: float) -> dict[str, Any]:
         """Who it is, and what it waits for."""
         begun = [s for s in self.subscriptions.values() if isinstance(s, Subscription)]
-        starved = [s.source.name for s in begun if not self.codec.credit_bytes(s.number)]
+        starved = [s.partition.name for s in begun if not self.codec.credit_bytes(s.number)]
         waits = "records"
         if self._stalled_since:
             waits = f"the consumer to read its socket, for {now - self._stalled_since:.1f} s"

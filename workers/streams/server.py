@@ -25,7 +25,7 @@ from shmbroker.workers.logs import get_logger
 from shmbroker.workers.streams.frame import Lost
 from shmbroker.workers.streams.jobs import Jobs
 from shmbroker.workers.streams.peer import Peer
-from shmbroker.workers.streams.source import Source
+from shmbroker.workers.streams.partition import Partition
 
 if TYPE_CHECKING:
     from shmbroker.client.client import Client
@@ -74,12 +74,12 @@ class Streams:
         self._peers: dict[int, Peer] = {}
         self._interest: dict[int, int] = {}
         self._ready: dict[Peer, None] = {}
-        self._sources: dict[tuple[str, int, bool], Source] = {}
+        self._partitions: dict[tuple[str, int, bool], Partition] = {}
         self._open: dict[Subscription, None] = {}  # those with open segments, oldest first
         self._closing = False
         self._ticked = time.monotonic()
         self._counts = {"accepted": 0, "refused": 0, "dropped": 0, "sent_bytes": 0}
-        for fd in (self._fired_fd, self._again_fd, self.jobs.fd, *doors):
+        for fd in (self._fired_fd, self._again_fd, self.jobs.fd, *(d.fileno() for d in doors)):
             self._epoll.register(fd, select.EPOLLIN)
         client.metadata.listen(self)
         client.connection.on_change(self._attachment_changed)
@@ -115,8 +115,8 @@ class Streams:
                 self._event(peer, events, now)
             elif fd == self._fired_fd:
                 _drain(fd)
-                for source in list(self._sources.values()):
-                    source.look()
+                for partition in list(self._partitions.values()):
+                    partition.look()
             elif fd == self.jobs.fd:
                 self.jobs.deliver()
             elif fd != self._again_fd:
@@ -175,7 +175,7 @@ class Streams:
     def welcome(self) -> Welcome:
         """For those whom it lets in."""
         return Welcome(
-            bytes.fromhex(self.client.connection.attachment.data_dir_id),
+            self.client.connection.attachment.dir_id,
             limit=SUBSCRIPTIONS,
             heartbeat_ms=self._listen.heartbeat_ms,
             dead_ms=self._listen.dead_ms,
@@ -246,22 +246,22 @@ class Streams:
 
     # --- partitions ----------------------------------------------------------------------------
 
-    def source(self, topic: TopicInfo, partition: int, appended: bool) -> Source:
+    def partition(self, topic: TopicInfo, number: int, appended: bool) -> Partition:
         """The partition for those who see that much of it."""
-        key = (topic.id, partition, appended)
-        found = self._sources.get(key)
+        key = (topic.id, number, appended)
+        found = self._partitions.get(key)
         if found is None:
-            found = self._sources[key] = Source(
-                self.client, self._watcher, self.jobs, topic, partition, appended
+            found = self._partitions[key] = Partition(
+                self.client, self._watcher, self.jobs, topic, number, appended
             )
         return found
 
-    def left(self, source: Source) -> None:
+    def left(self, partition: Partition) -> None:
         """Somebody left it: it goes with the last."""
-        if not source.users:
-            reader = source.reader
-            if self._sources.pop((source.topic_id, reader.partition, reader.appended), None):
-                source.close()
+        if not partition.users:
+            reader = partition.reader
+            if self._partitions.pop((partition.topic_id, reader.partition, reader.appended), None):
+                partition.close()
 
     def ask_topics(self, told: Callable[[Exception | None], None]) -> None:
         """Asks what topics there are, then calls `told`."""
@@ -284,9 +284,9 @@ class Streams:
             for key, topic in self.topics.items()
             if names is not None and topic.name not in names
         }
-        for source in list(self._sources.values()):
-            if names is None or source.reader.topic in names:
-                source.ask_place()
+        for partition in list(self._partitions.values()):
+            if names is None or partition.reader.topic in names:
+                partition.ask_place()
 
     def _attachment_changed(self) -> None:
         """Of any thread."""
@@ -359,7 +359,7 @@ class Streams:
         return self._counts | {
             "connections": len(self._peers),
             "subscriptions": subscriptions,
-            "partitions": len(self._sources),
+            "partitions": len(self._partitions),
             "open_segments_of": len(self._open),
             "peers": peers,
         }

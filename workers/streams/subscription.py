@@ -28,7 +28,7 @@ from shmbroker.workers.streams.frame import File, Frame, Memory, Ring, Stretch
 
 if TYPE_CHECKING:
     from shmbroker.workers.streams.peer import Peer
-    from shmbroker.workers.streams.source import Source
+    from shmbroker.workers.streams.partition import Partition
 
 #: What is visible and found nowhere for so long is damage, not a race with retention or a restart.
 _PATIENCE_S: Final = 2.0
@@ -40,37 +40,37 @@ class Subscription:
 
     __slots__ = (
         "_files", "_leader_epoch", "_missing_since", "_place", "_recovered",
-        "ended", "files_used", "number", "offset", "peer", "queued", "source",
+        "ended", "files_used", "number", "offset", "peer", "queued", "partition",
     )  # fmt: skip
 
-    def __init__(self, peer: Peer, number: int, source: Source, offset: int, epoch: int) -> None:
+    def __init__(self, peer: Peer, number: int, partition: Partition, offset: int, epoch: int) -> None:
         self.peer: Final = peer
         self.number: Final = number
-        self.source: Final = source
+        self.partition: Final = partition
         self.offset = offset
         self.queued = False  # stands in its peer's line
         self.ended = False
         self._leader_epoch = epoch
-        self._recovered = source.reader.recovered
+        self._recovered = partition.reader.recovered
         self._place = (0, 0)  # generation and log position of `offset`
         self._files: PartitionFiles | None = None
         self.files_used = False  # since somebody looked
         self._missing_since = 0.0
-        source.users.add(self)
+        partition.users.add(self)
 
     # --- what comes next -----------------------------------------------------------------------
 
     def next_frame(self, most: int) -> Frame | None:
         """The next batches, about `most` bytes; None when there is nothing to send now: it is
         resumed by what it waits for, or has failed."""
-        source = self.source
-        reader = source.reader
-        if not source.is_open():
-            source.wait(self)
+        partition = self.partition
+        reader = partition.reader
+        if not partition.is_open():
+            partition.wait(self)
             return None
         if reader.recovered != self._recovered and self._check_epoch():
             return None
-        ends = source.ends()
+        ends = partition.ends()
         if not ends.log_start_offset <= self.offset <= max(ends.log_end_offset, reader.end):
             self.fail(OffsetOutOfRange(reader.topic, reader.partition, self.offset,
                                        ends.log_start_offset, ends.log_end_offset))  # fmt: skip
@@ -98,7 +98,7 @@ class Subscription:
 
         Raises OffsetOutOfRange below the first segment."""
         generation, position = self._place if offset == self.offset else (0, 0)
-        in_ring = self.source.reader.stretch(offset, most, generation, position)
+        in_ring = self.partition.reader.stretch(offset, most, generation, position)
         if in_ring is not None:
             generation, position, size, following, self._leader_epoch = in_ring
             return Stretch(Ring(generation, position), size, following)
@@ -106,10 +106,10 @@ class Subscription:
 
     def _in_files(self, offset: int, most: int) -> Stretch | None:
         if self._files is None:
-            self._files = PartitionFiles(self.source.place.directory, open_max=2)
+            self._files = PartitionFiles(self.partition.directory, open_max=2)
             self.peer.streams.files_opened(self)
         self.files_used = True
-        reader = self.source.reader
+        reader = self.partition.reader
         span = self._files.span(reader, offset, most)
         if span is not None:
             self._leader_epoch = -1  # not read; whoever receives them knows
@@ -134,15 +134,15 @@ class Subscription:
 
     def _at_end(self) -> None:
         self.close_files()
-        if self.source.reader.look() != "offline":
-            self.source.wait(self)
+        if self.partition.reader.look() != "offline":
+            self.partition.wait(self)
             return
-        reader = self.source.reader
+        reader = self.partition.reader
 
         def told(reason: str | None, _error: Exception | None) -> None:
             self.fail(PartitionOffline(reader.topic, reader.partition, reason or "unknown"))
 
-        self.peer.streams.jobs.ask(self.source.reason, told)
+        self.peer.streams.jobs.ask(self.partition.reason, told)
 
     def _missing(self) -> None:
         now = time.monotonic()
@@ -150,12 +150,12 @@ class Subscription:
         if now - self._missing_since < _PATIENCE_S:
             self.peer.streams.after(_AGAIN_S, self.resume)
             return
-        path, position = (self._files or PartitionFiles(self.source.place.directory)).where(
-            self.source.reader, self.offset
+        path, position = (self._files or PartitionFiles(self.partition.directory)).where(
+            self.partition.reader, self.offset
         )
         self.fail(
             DamagedLog(
-                f"{self.source.name} says that it has records up to {self.source.reader.end}, but "
+                f"{self.partition.name} says that it has records up to {self.partition.reader.end}, but "
                 f"offset {self.offset} is neither in memory nor on disk ({path} at {position}); "
                 "look with: shmbroker log dump",
                 path=path,
@@ -166,9 +166,9 @@ class Subscription:
     def _check_epoch(self) -> bool:
         """After a recovery from disk: were records cut off that this stream has sent? True: asked;
         what comes of it follows. What was read from a file, or durable, can't have been cut."""
-        source = self.source
-        recovered, epoch, offset = source.reader.recovered, self._leader_epoch, self.offset
-        if epoch < 0 or not source.reader.appended:
+        partition = self.partition
+        recovered, epoch, offset = partition.reader.recovered, self._leader_epoch, self.offset
+        if epoch < 0 or not partition.reader.appended:
             self._recovered = recovered
             return False
 
@@ -180,7 +180,7 @@ class Subscription:
                 self._recovered = recovered
             self.resume()
 
-        self.peer.streams.jobs.ask(lambda: source.check_epoch_at(offset, epoch), told)
+        self.peer.streams.jobs.ask(lambda: partition.check_epoch(offset, epoch), told)
         return True
 
     # --- its life ------------------------------------------------------------------------------
@@ -201,15 +201,15 @@ class Subscription:
         if not self.ended:
             self.ended = True
             self.peer.subscriptions.pop(self.number, None)
-            self.source.forget(self)
+            self.partition.forget(self)
             if not self.peer.is_sending(self):
                 self.release()
 
     def release(self) -> None:
         """Nothing of it will be sent any more: gives back what it read from."""
         self.close_files()
-        self.source.users.discard(self)
-        self.peer.streams.left(self.source)
+        self.partition.users.discard(self)
+        self.peer.streams.left(self.partition)
 
 
 __all__ = ["Subscription"]

@@ -29,7 +29,7 @@ class Transport(Protocol):
     def receive(self, size: int) -> bytes | None:
         """What came, b"" at the end, None when nothing is there (yet)."""
 
-    def send(self, data: bytes | memoryview, more: bool = False) -> int:
+    def send(self, data: bytes | bytearray | memoryview, more: bool = False) -> int:
         """How many bytes were taken. `more`: others follow at once."""
 
     def sendfile(self, fd: int, position: int, size: int) -> int:
@@ -62,7 +62,7 @@ class Plain:
         except BlockingIOError:
             return None
 
-    def send(self, data: bytes | memoryview, more: bool = False) -> int:
+    def send(self, data: bytes | bytearray | memoryview, more: bool = False) -> int:
         try:
             return self._socket.send(data, socket.MSG_MORE if more else 0)
         except BlockingIOError:
@@ -110,7 +110,7 @@ class Tls:
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return None
 
-    def send(self, data: bytes | memoryview, more: bool = False) -> int:
+    def send(self, data: bytes | bytearray | memoryview, more: bool = False) -> int:
         if not self.flush():
             return 0
         self._left = bytes(data[:_PIECE_BYTES])
