@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from shmbroker.wire.native.stream_frames import (
     ClientFrame,
     Credit,
     Failed,
+    Heartbeat,
     Isolation,
     Start,
     Subscribe,
@@ -120,6 +122,7 @@ class StreamConsumer:
 
     def __init__(self, connection: socket.socket, token: bytes = TOKEN) -> None:
         self.connection, self.codec = connection, StreamClient()
+        self.got: Counter[int] = Counter()  # bytes of batches that `read` has returned
         connection.settimeout(LIMIT_S)
         connection.sendall(self.codec.send(Hello(token, "a test")))
         self.welcome: Welcome | None = None
@@ -156,18 +159,17 @@ class StreamConsumer:
                 return event
         raise AssertionError("the connection ended")
 
-    def read(self, until: int, number: int = 1, credit_bytes: int = 0) -> bytes:
-        """The batches up to that offset, checked to follow each other; with `credit_bytes` as many
-        are granted anew whenever half of them have come."""
-        whole, limit = b"", credit_bytes
+    def read(self, until: int, number: int = 1, window_bytes: int = 0) -> bytes:
+        """The batches up to that offset; with `window_bytes` so much is granted ahead of them."""
+        whole = b""
         for event in self.events():
-            assert isinstance(event, Batches), event
-            if event.subscription != number:
+            assert isinstance(event, (Batches, Heartbeat)), event
+            if isinstance(event, Heartbeat) or event.subscription != number:
                 continue
             whole += event.data
-            if credit_bytes and len(whole) > limit - credit_bytes // 2:
-                limit = len(whole) + credit_bytes
-                self.say(Credit(number, limit))
+            self.got[number] += len(event.data)
+            if window_bytes:
+                self.say(Credit(number, self.got[number] + window_bytes))
             if next_of(event.data) >= until:
                 return whole
         raise AssertionError("the connection ended")

@@ -43,7 +43,9 @@ class Subscription:
         "ended", "files_used", "number", "offset", "peer", "queued", "partition",
     )  # fmt: skip
 
-    def __init__(self, peer: Peer, number: int, partition: Partition, offset: int, epoch: int) -> None:
+    def __init__(
+        self, peer: Peer, number: int, partition: Partition, offset: int, epoch: int
+    ) -> None:
         self.peer: Final = peer
         self.number: Final = number
         self.partition: Final = partition
