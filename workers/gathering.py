@@ -49,6 +49,7 @@ def _listen(acceptor: Acceptor, answers: Told) -> dict[str, Any] | None:
     told = {name: words for name, words in answers.items() if isinstance(name, str)}
     return described | {
         "keys_refused": acceptor.remote.keys_refused,
+        "hellos_refused": acceptor.remote.hellos_refused,
         "workers": acceptor.front_ends.describe(told),
         "clients": acceptor.remote.status(),
     }
