@@ -94,7 +94,7 @@ class SupervisionSection:
 
 @dataclass(frozen=True, slots=True)
 class ListenSection:
-    """`[listen]`: what programs on other hosts, and in other containers, reach: nothing."""
+    """`[listen]`: what programs elsewhere (other hosts, other containers) reach; nothing else."""
 
     address: str = _key("", "address", words=("",))
     ingress_port: int | Literal["auto"] = _key("auto", "count", high=65_535, words=("auto",))
