@@ -191,7 +191,7 @@ class Sessions:
             self._relay.drop(lambda tag: tag.peer is peer)
         elif len(self._peers) >= self._listen.max_connections:
             self._peers.pop(key, None)
-            full = errors.TooManyConnections(
+            full = errors.QuotaExceeded(
                 f"the broker serves {self._listen.max_connections} remote producers already; "
                 "close some, or raise listen.max_connections"
             )
