@@ -586,6 +586,8 @@ def test_asyncio_consumers_wait_for_streams_without_a_thread_each(tcp: StreamDou
         record = await consumers[0].poll(5)
         assert record.offset == 150
         assert await consumers[0].lag() == {TopicPartition("t", 0): 50}
+        for consumer in consumers:
+            await consumer.close()
 
     run_aio(tcp, main)
 
