@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from shmbroker.addresses import parse_tcp
 from shmbroker.errors import ConfigError, InvalidConfig
 from shmbroker.places import Places, shm_prefix
 from shmbroker.rule import Kind, Rule, did_you_mean
@@ -45,7 +46,6 @@ class BrokerSection:
 
     drain_s: float = _key(30.0, "s", low=0, high=86_400)
     writers: int | Literal["auto"] = _key("auto", "count", low=1, high=256, words=("auto",))
-    readers: int = _key(1, "count", low=0, high=256)
     flush_depth: int | Literal["auto"] = _key("auto", "count", low=1, high=64, words=("auto",))
     flush_max_bytes: int = _key(
         4 * _MIB, "bytes", low=64 * _KIB, high=64 * _MIB, multiple_of=64 * _KIB
@@ -93,6 +93,33 @@ class SupervisionSection:
 
 
 @dataclass(frozen=True, slots=True)
+class ListenSection:
+    """`[listen]`: what programs elsewhere (other hosts, other containers) reach; nothing else."""
+
+    address: str = _key("", "address", words=("",))
+    ingress_port: int | Literal["auto"] = _key("auto", "count", high=65_535, words=("auto",))
+    data_port: int | Literal["auto"] = _key("auto", "count", high=65_535, words=("auto",))
+    unix: bool = _key(False, "bool")
+    keys: str = _key("", "word", words=("",), free_text=True)
+    insecure: bool = _key(False, "bool")
+    readers: int = _key(1, "count", low=1, high=64)
+    max_connections: int = _key(4_096, "count", low=1, high=1_000_000)
+    credit_bytes: int = _key(8 * _MIB, "bytes", low=64 * _KIB, high=1 << 30)
+    heartbeat_ms: int = _key(3_000, "ms", low=100, high=60_000)
+    dead_ms: int = _key(9_000, "ms", low=300, high=600_000)
+
+    @property
+    def tcp(self) -> tuple[str, int] | None:
+        """Host and port of control; None: no TCP port is opened."""
+        return parse_tcp(self.address) if self.address else None
+
+    @property
+    def anything(self) -> bool:
+        """Whether anything listens for programs elsewhere."""
+        return bool(self.address) or self.unix
+
+
+@dataclass(frozen=True, slots=True)
 class LoggingSection:
     """`[logging]`: the broker's own log, not the records."""
 
@@ -112,6 +139,7 @@ class BrokerConfig:
     broker: BrokerSection = field(default_factory=BrokerSection)
     memory: MemorySection = field(default_factory=MemorySection)
     log: TopicSettings = field(default_factory=TopicSettings)
+    listen: ListenSection = field(default_factory=ListenSection)
     supervision: SupervisionSection = field(default_factory=SupervisionSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
 
@@ -147,6 +175,12 @@ class LoadedConfig:
 
     config: BrokerConfig
     sources: Mapping[str, Source]
+
+    def refused(self, key: str, problem: str, allowed: str = "") -> ConfigError:
+        """The error for a value that this host has no use for; it stands where it was set."""
+        source = self.sources[key]
+        where = source.where or "configuration"
+        return ConfigError(problem, file=where, line=source.line, key=key, allowed=allowed)
 
 
 def _rules() -> dict[str, Rule]:
@@ -331,6 +365,12 @@ def _check(config: BrokerConfig, sources: Mapping[str, Source]) -> None:
             config.supervision.restart_backoff_max_ms,
         ),
         (
+            "listen.heartbeat_ms doubled",
+            2 * config.listen.heartbeat_ms,
+            "listen.dead_ms",
+            config.listen.dead_ms,
+        ),
+        (
             "log.max.message.bytes",
             config.log.max_message_bytes,
             "memory.ring_max_bytes less 64KiB",
@@ -338,13 +378,13 @@ def _check(config: BrokerConfig, sources: Mapping[str, Source]) -> None:
         ),
     ):
         if small > large:
-            key = smaller
-            if sources[smaller].kind == "default":
+            key = smaller.partition(" ")[0]
+            show = RULES[key].format
+            if sources[key].kind == "default":
                 key = larger.partition(" ")[0]
             source = sources[key]
             raise ConfigError(
-                f"{smaller} ({RULES[smaller].format(small)}) is more than {larger} "
-                f"({RULES[smaller].format(large)})",
+                f"{smaller} ({show(small)}) is more than {larger} ({show(large)})",
                 file=source.where or source.kind,
                 line=source.line,
                 key=key,
@@ -357,6 +397,7 @@ __all__ = [
     "RULES",
     "BrokerConfig",
     "BrokerSection",
+    "ListenSection",
     "LoadedConfig",
     "LoggingSection",
     "MemorySection",

@@ -41,6 +41,7 @@ cdef extern from "layout.h" nogil:
         shmb_a64 durable_position
         shmb_a64 durable_offset
         shmb_a64 log_start_offset
+        shmb_a32 current_epoch "leader_epoch"
 
     uint32_t shmb_park_appended(uint32_t writer, uint32_t slot)
     uint32_t shmb_park_durable(uint32_t writer, uint32_t slot)
@@ -211,6 +212,10 @@ cdef class PartitionReader:
     cdef void _moved(self, const Span *span) noexcept
     cdef int _map(self) except -1
     cdef void _unmap(self) noexcept
+
+
+cdef class SharedReader(PartitionReader):
+    pass
 
 
 cdef class RecordStream:

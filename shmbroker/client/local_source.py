@@ -26,6 +26,8 @@ _NOWHERE = (1 << 63) - 1  # past every end, until `seek` says where
 class LocalSource:
     """A Source, see there."""
 
+    kind: type[PartitionReader] = PartitionReader
+
     def __init__(self, connection: Connection, metadata: Metadata) -> None:
         self._connection, self._metadata = connection, metadata
         self._files: dict[TopicPartition, PartitionFiles] = {}
@@ -33,7 +35,7 @@ class LocalSource:
     def reader(self, topic: str, partition: int, appended: bool) -> PartitionReader:
         """See Source."""
         place = self._metadata.partition(topic, partition)
-        return PartitionReader(
+        return self.kind(
             place.topic,
             place.partition,
             writer=place.writer,
@@ -47,11 +49,11 @@ class LocalSource:
 
     def bind(self, reader: PartitionReader) -> None:
         """See Source."""
-        self._bind(reader, self._metadata.get(reader.topic))
+        self.bind_to(reader, self._metadata.get(reader.topic))
 
     def find(self, reader: PartitionReader) -> None:
         """See Source."""
-        self._bind(reader, self._metadata.refresh(reader.topic))
+        self.bind_to(reader, self._metadata.refresh(reader.topic))
 
     def seek(self, reader: PartitionReader, offset: int) -> None:
         """See Source."""
@@ -65,7 +67,7 @@ class LocalSource:
         """See Source."""
         state = reader.look()
         if state == "offline":
-            raise PartitionOffline(reader.topic, reader.partition, self._reason(reader))
+            raise PartitionOffline(reader.topic, reader.partition, self.reason(reader))
         if state in ("closed", "free"):
             connection = self._connection
             if not connection.closing and not connection.epoch.value & 1:
@@ -97,7 +99,8 @@ class LocalSource:
 
     # --- places --------------------------------------------------------------------------------
 
-    def _bind(self, reader: PartitionReader, topic: TopicInfo) -> None:
+    def bind_to(self, reader: PartitionReader, topic: TopicInfo) -> None:
+        """As `bind`, to where the metadata says. Raises UnknownTopic."""
         if reader.partition >= len(topic.partitions):
             raise UnknownTopic(reader.topic, reader.partition, len(topic.partitions))
         place = topic.partitions[reader.partition]
@@ -119,7 +122,8 @@ class LocalSource:
             found = self._files[key_of(reader)] = PartitionFiles(place.directory)
         return found
 
-    def _reason(self, reader: PartitionReader) -> str:
+    def reason(self, reader: PartitionReader) -> str:
+        """Why the partition is offline, in the broker's words."""
         try:
             answer = self._connection.request(
                 "partition_state", topic=reader.topic, partition=reader.partition

@@ -175,6 +175,14 @@ class Reading(RecordStream):
             )
         reader.recovery = recovered
 
+    def check_epoch(self, offset: int, leader_epoch: int) -> None:
+        """Whether the record before `offset` of the one partition still is the one that was read
+        under that leader epoch; LogTruncated if it isn't. Moves the reader."""
+        (reader,) = self._all
+        reader.seek(offset)
+        reader.leader_epoch, reader.recovery = leader_epoch, -1
+        self._verify(reader)
+
     def _batch_at(self, reader: PartitionReader, offset: int) -> KafkaBatch | None:
         """The Kafka batch that holds `offset`. Moves the reader."""
         reader.seek(offset)
