@@ -271,6 +271,6 @@ class Remote:
         self.sequences.clear()
 
 
-def again(produce: Produce, correlation: int) -> Produce:
-    """The same batch under another correlation."""
-    return replace(produce, correlation=correlation)
+def again(produce: Produce, correlation: int, batch: bytes | None = None) -> Produce:
+    """The same batch, or another, under that correlation."""
+    return replace(produce, correlation=correlation, batch=batch or produce.batch)
