@@ -29,8 +29,8 @@ from shmbroker.wire.native.ingress_messages import (
 )
 from shmbroker.wire.native.state import State
 from shmbroker.workers import ingress_sessions
-from tests.support.ingress_rig import IngressProcess, Remote, Topic, again
-from tests.support.waiting import eventually
+from ingress_rig import IngressProcess, Remote, Topic, again
+from waiting import eventually
 
 Context = zmq.Context[zmq.Socket[bytes]]
 
@@ -247,7 +247,7 @@ def test_a_rejected_batch_takes_the_later_ones_of_its_producer_and_nobody_elses(
     bad = Remote(context, ingress.address, new_id(client)).open()
     good = Remote(context, ingress.address, new_id(client)).open()
     spoilt = bad.make(topic)
-    spoilt = again(spoilt, spoilt.correlation, spoilt.batch[:-1] + b"\0")
+    spoilt = again(spoilt, spoilt.correlation, spoilt.batch[:-1] + b"\1")
     after = [bad.make(topic) for _ in range(5)]
     for produce in (spoilt, *after):
         bad.send(produce)
