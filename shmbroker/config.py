@@ -93,6 +93,18 @@ class SupervisionSection:
 
 
 @dataclass(frozen=True, slots=True)
+class PressureSection:
+    """`[pressure]`: when a partition counts as pressed; control/pressure.py has the rules."""
+
+    soft_fill_percent: int = _key(50, "count", low=1, high=100)
+    hard_fill_percent: int = _key(90, "count", low=1, high=100)
+    margin_percent: int = _key(10, "count", low=0, high=100)
+    slow_write_ms: int = _key(100, "ms", low=1, high=3_600_000)
+    stalled_ms: int = _key(500, "ms", low=1, high=3_600_000)
+    calm_ms: int = _key(500, "ms", low=0, high=3_600_000)
+
+
+@dataclass(frozen=True, slots=True)
 class LoggingSection:
     """`[logging]`: the broker's own log, not the records."""
 
@@ -113,6 +125,7 @@ class BrokerConfig:
     memory: MemorySection = field(default_factory=MemorySection)
     log: TopicSettings = field(default_factory=TopicSettings)
     supervision: SupervisionSection = field(default_factory=SupervisionSection)
+    pressure: PressureSection = field(default_factory=PressureSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
 
     def flat(self) -> dict[str, Any]:
@@ -336,6 +349,18 @@ def _check(config: BrokerConfig, sources: Mapping[str, Source]) -> None:
             "memory.ring_max_bytes less 64KiB",
             most,
         ),
+        (
+            "pressure.soft_fill_percent",
+            config.pressure.soft_fill_percent,
+            "pressure.hard_fill_percent",
+            config.pressure.hard_fill_percent,
+        ),
+        (
+            "pressure.margin_percent",
+            config.pressure.margin_percent,
+            "pressure.soft_fill_percent",
+            config.pressure.soft_fill_percent,
+        ),
     ):
         if small > large:
             key = smaller
@@ -361,6 +386,7 @@ __all__ = [
     "LoggingSection",
     "MemorySection",
     "Places",
+    "PressureSection",
     "Source",
     "SupervisionSection",
     "TopicSettings",

@@ -264,6 +264,24 @@ cdef class Sender:
             count, self.unsaid = self.unsaid, 0
             _log.warning("%d records were dropped (on_full=\"drop\")%s", count, where)
 
+    def places(self):
+        """Where the partitions are that were sent to: (topic, partition, writer, slot, slot epoch) each."""
+        cdef Lanes topic
+        cdef int32_t p
+        cdef shmb_lane *lane
+        cdef Outlet outlet
+        if self.generation != shmb_fork_generation:
+            raise errors.ForkedError("this producer")
+        found = []
+        with self.outlets.mutex:
+            writers = {<size_t>(<Outlet>outlet).o: writer for writer, outlet in self.outlets.by_writer.items()}
+            for topic in list(self.topics.values()):
+                for p in range(topic.partitions):
+                    lane = topic.lanes[p]
+                    if lane != NULL and <size_t>lane.out in writers:
+                        found.append((topic.name, p, writers[<size_t>lane.out], lane.slot_index, lane.slot_epoch))
+        return found
+
     def dropped(self):
         """Records dropped so far, by (topic, partition); those of which none was are absent."""
         cdef Lanes topic
