@@ -171,7 +171,7 @@ def _to_wire(level: PartitionPressure) -> dict[str, Any]:
         "state": level.state,
         "cause": level.cause,
         "reason": level.reason[:REASON_MAX],
-        "since_ms": int(level.since_s * 1000),
+        "since_ms": round(level.since_s * 1000),
         "ring_fill": None if level.ring_fill is None else round(level.ring_fill, 4),
         "ring_bytes": level.ring_bytes,
         "unsynced_bytes": level.unsynced_bytes,
