@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from shmbroker.addresses import parse_tcp
 from shmbroker.errors import ConfigError, InvalidConfig
 from shmbroker.places import Places, shm_prefix
 from shmbroker.rule import Kind, Rule, did_you_mean
@@ -45,7 +46,6 @@ class BrokerSection:
 
     drain_s: float = _key(30.0, "s", low=0, high=86_400)
     writers: int | Literal["auto"] = _key("auto", "count", low=1, high=256, words=("auto",))
-    readers: int = _key(1, "count", low=0, high=256)
     flush_depth: int | Literal["auto"] = _key("auto", "count", low=1, high=64, words=("auto",))
     flush_max_bytes: int = _key(
         4 * _MIB, "bytes", low=64 * _KIB, high=64 * _MIB, multiple_of=64 * _KIB
@@ -104,6 +104,32 @@ class PressureSection:
     calm_ms: int = _key(500, "ms", low=0, high=3_600_000)
 
 
+class ListenSection:
+    """`[listen]`: what programs elsewhere (other hosts, other containers) reach; nothing else."""
+
+    address: str = _key("", "address", words=("",))
+    ingress_port: int | Literal["auto"] = _key("auto", "count", high=65_535, words=("auto",))
+    data_port: int | Literal["auto"] = _key("auto", "count", high=65_535, words=("auto",))
+    unix: bool = _key(False, "bool")
+    keys: str = _key("", "word", words=("",), free_text=True)
+    insecure: bool = _key(False, "bool")
+    readers: int = _key(1, "count", low=1, high=64)
+    max_connections: int = _key(4_096, "count", low=1, high=1_000_000)
+    credit_bytes: int = _key(8 * _MIB, "bytes", low=64 * _KIB, high=1 << 30)
+    heartbeat_ms: int = _key(3_000, "ms", low=100, high=60_000)
+    dead_ms: int = _key(9_000, "ms", low=300, high=600_000)
+
+    @property
+    def tcp(self) -> tuple[str, int] | None:
+        """Host and port of control; None: no TCP port is opened."""
+        return parse_tcp(self.address) if self.address else None
+
+    @property
+    def anything(self) -> bool:
+        """Whether anything listens for programs elsewhere."""
+        return bool(self.address) or self.unix
+
+
 @dataclass(frozen=True, slots=True)
 class LoggingSection:
     """`[logging]`: the broker's own log, not the records."""
@@ -124,6 +150,7 @@ class BrokerConfig:
     broker: BrokerSection = field(default_factory=BrokerSection)
     memory: MemorySection = field(default_factory=MemorySection)
     log: TopicSettings = field(default_factory=TopicSettings)
+    listen: ListenSection = field(default_factory=ListenSection)
     supervision: SupervisionSection = field(default_factory=SupervisionSection)
     pressure: PressureSection = field(default_factory=PressureSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
@@ -344,6 +371,12 @@ def _check(config: BrokerConfig, sources: Mapping[str, Source]) -> None:
             config.supervision.restart_backoff_max_ms,
         ),
         (
+            "listen.heartbeat_ms",
+            config.listen.heartbeat_ms,
+            "listen.dead_ms",
+            config.listen.dead_ms,
+        ),
+        (
             "log.max.message.bytes",
             config.log.max_message_bytes,
             "memory.ring_max_bytes less 64KiB",
@@ -382,6 +415,7 @@ __all__ = [
     "RULES",
     "BrokerConfig",
     "BrokerSection",
+    "ListenSection",
     "LoadedConfig",
     "LoggingSection",
     "MemorySection",

@@ -122,6 +122,18 @@ class AuthenticationFailed(ShmbrokerError):
     kafka_code = 58  # SASL_AUTHENTICATION_FAILED
 
 
+class AuthorizationFailed(ShmbrokerError):
+    """The broker knows who asks, and they may not: what is for programs on its host only."""
+
+    kafka_code = 31  # CLUSTER_AUTHORIZATION_FAILED
+
+
+class QuotaExceeded(ShmbrokerError):
+    """More connections or clients at once than the broker takes (`listen.max_connections`)."""
+
+    retriable, kafka_code = True, 89  # THROTTLING_QUOTA_EXCEEDED
+
+
 class Detached(ShmbrokerError):
     """The broker cut this client off: it wrote rubbish into its ring; the reason is logged."""
 
@@ -534,6 +546,7 @@ def _plain(value: Any) -> Any:
 # The classes only: `shmbroker` hands them on as its own.
 __all__ = [
     "AuthenticationFailed",
+    "AuthorizationFailed",
     "BrokerGone",
     "BufferFull",
     "ClosedError",
@@ -564,6 +577,7 @@ __all__ = [
     "OutcomeUnknown",
     "PartitionOffline",
     "PartitionReadOnly",
+    "QuotaExceeded",
     "RecordTooLarge",
     "SerializationError",
     "ShmbrokerError",

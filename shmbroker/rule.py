@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from shmbroker.addresses import ADDRESS_ALLOWED, parse_address
 from shmbroker.units import (
     BYTES_ALLOWED,
     TIME_ALLOWED,
@@ -22,7 +23,7 @@ from shmbroker.units import (
     parse_s,
 )
 
-Kind = Literal["count", "bytes", "ms", "s", "bool", "word"]
+Kind = Literal["count", "bytes", "ms", "s", "bool", "word", "address"]
 
 
 def _count(raw: Any) -> int:
@@ -54,6 +55,7 @@ _PARSERS: Final[dict[str, Callable[[Any], Any]]] = {
     "s": parse_s,
     "bool": _bool,
     "word": _text,
+    "address": parse_address,
 }
 
 
@@ -79,7 +81,7 @@ class Rule:
             value = _PARSERS[self.kind](raw)
         except ValueError as error:
             raise ValueError(str(error).split("; allowed:")[0]) from None
-        if self.kind in ("bool", "word") or (self.unlimited and value == -1):
+        if self.kind in ("bool", "word", "address") or (self.unlimited and value == -1):
             return value
         if not self.low <= value <= self.high:
             raise ValueError(f"{raw!r} is out of range")
@@ -93,6 +95,8 @@ class Rule:
         choices = ", ".join(f'"{word}"' for word in self.words if word)
         if self.kind == "word":
             return choices or "a text"
+        if self.kind == "address":
+            return ADDRESS_ALLOWED
         if self.kind == "bool":
             return "true, false" + (f", {choices}" if choices else "")
         how = {"bytes": BYTES_ALLOWED, "ms": TIME_ALLOWED, "s": TIME_ALLOWED}.get(

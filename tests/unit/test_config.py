@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shmbroker.addresses import is_loopback
 from shmbroker.config import RULES, BrokerConfig, Source, TopicSettings, load
 from shmbroker.errors import ConfigError, InvalidConfig
 from shmbroker.toml_lines import key_lines
@@ -243,14 +244,14 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_flag_goes_before_environment_before_file_before_default(tmp_path: Path) -> None:
-    path = write(tmp_path, "[broker]\nwriters = 2\nflush_depth = 2\nreaders = 2\n")
+    path = write(tmp_path, '[broker]\nwriters = 2\nflush_depth = 2\nidle = "spin"\n')
     env = {"SHMBROKER_BROKER_WRITERS": "3", "SHMBROKER_BROKER_FLUSH_DEPTH": "3", "OTHER": "1"}
     loaded = load(path, env, {"broker.writers": 4, "broker.pin": None})
     broker = loaded.config.broker
-    assert (broker.writers, broker.flush_depth, broker.readers, broker.pin) == (4, 3, 2, "auto")
+    assert (broker.writers, broker.flush_depth, broker.idle, broker.pin) == (4, 3, "spin", "auto")
     assert loaded.sources["broker.writers"] == Source("flag", "command line")
     assert str(loaded.sources["broker.flush_depth"]) == "environment SHMBROKER_BROKER_FLUSH_DEPTH"
-    assert str(loaded.sources["broker.readers"]) == f"file {path}:4"
+    assert str(loaded.sources["broker.idle"]) == f"file {path}:4"
     assert str(loaded.sources["broker.pin"]) == "default"
 
 
@@ -268,6 +269,54 @@ def test_the_budget_is_a_quarter_of_shared_memory_and_at_most_one_gib() -> None:
     assert memory.budget_in(2 << 30) == 512 << 20
     assert memory.budget_in(64 << 30) == 1 << 30
     assert load(None, {}, {"memory.budget_bytes": "2GiB"}).config.memory.budget_in(0) == 2 << 30
+
+
+# Listening
+
+
+@pytest.mark.parametrize(
+    ("address", "tcp", "written"),
+    [
+        ("tcp://127.0.0.1:9300", ("127.0.0.1", 9300), "tcp://127.0.0.1:9300"),
+        (" tcp://[::1]:0", ("::1", 0), "tcp://[::1]:0"),
+        ("tcp://*:65535", ("*", 65535), "tcp://*:65535"),
+        ("tcp://broker-1.example.org:9300", ("broker-1.example.org", 9300), None),
+        ("", None, None),
+    ],
+)
+def test_nothing_listens_but_what_an_address_says(
+    address: str, tcp: tuple[str, int] | None, written: str | None
+) -> None:
+    assert not BrokerConfig().listen.anything
+    listen = load(None, {"SHMBROKER_LISTEN_ADDRESS": address}, {}).config.listen
+    assert listen.tcp == tcp
+    assert listen.anything == (tcp is not None)
+    assert listen.address == (written or address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:9300", "tcp://127.0.0.1", "tcp://:1", "tcp://::1:9300", "tcp://h:65536", "ipc",
+     "tcp://h:x", "http://h:1", "tcp://h/x:1", "tcp://[nonsense]:1", 9300],
+)  # fmt: skip
+def test_what_is_no_address_says_what_is(tmp_path: Path, address: Any) -> None:
+    error = refused(flags={"listen.address": address})
+    assert error.key == "listen.address"
+    assert "allowed: tcp://HOST:PORT" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("host", "only_here"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("localhost", True), ("::1", True), ("*", False),
+     ("0.0.0.0", False), ("127.0.0.1.example.org", False), ("10.0.0.1", False), ("::", False)],
+)  # fmt: skip
+def test_loopback_is_what_only_this_host_can_reach(host: str, only_here: bool) -> None:
+    assert is_loopback(host) == only_here
+
+
+def test_who_is_given_up_before_it_could_speak_is_an_error() -> None:
+    error = refused(flags={"listen.heartbeat_ms": "8s", "listen.dead_ms": "5s"})
+    assert "listen.heartbeat_ms <= listen.dead_ms" in str(error)
 
 
 # Topic settings

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "shmbroker"
 RANKS = ("errors", "config", "_core", "log", "wire", "control", "client", "workers", "cli")
 HELPERS = {
     "units": "config",
+    "addresses": "config",
     "rule": "config",
     "toml_lines": "config",
     "topic_settings": "config",
