@@ -104,6 +104,7 @@ class PressureSection:
     calm_ms: int = _key(500, "ms", low=0, high=3_600_000)
 
 
+@dataclass(frozen=True, slots=True)
 class ListenSection:
     """`[listen]`: what programs elsewhere (other hosts, other containers) reach; nothing else."""
 

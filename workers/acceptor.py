@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -31,10 +31,12 @@ from shmbroker.control.plan import cores_for_writers
 from shmbroker.control.sessions import Ring, Sessions
 from shmbroker.workers import logs
 from shmbroker.workers.broker_state import BrokerState
+from shmbroker.workers.events import Events
 from shmbroker.workers.logfile import LogFile
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop
 from shmbroker.workers.notify import Notify
+from shmbroker.workers.pressure import Pressures
 from shmbroker.workers.program import Owner
 from shmbroker.workers.requests import ControlRequests
 from shmbroker.workers.shutdown import Shutdown
@@ -100,6 +102,7 @@ class Acceptor:
         self.control = self._bind("control", self._control_readable)
         self.writers_socket = self._bind("workers", self._workers_readable)
         self.requests = ControlRequests(self)
+        self._open_events()
         self.topics.resume()
         at_start = min(state.writers_at_start, state.plan.writers_limit)
         self.need_writers(sorted(state.plan.writers | set(range(at_start))))
@@ -114,6 +117,20 @@ class Acceptor:
         logs.configure()  # only now: the writers are starting meanwhile
         if self.sessions.clients:
             self.loop.after(CLAIM_GRACE_S, self._end_grace)
+
+    def _open_events(self) -> None:
+        state = self.state
+        self.events = Events(self.zmq, self.loop, lambda: self.pressure.tell_all())
+        self.pressure = Pressures(
+            self.config.pressure, state.memory, state.plan, self.links,
+            lambda place: self.topics.place_state(place)["reason"], self.events, self.loop,
+        )  # fmt: skip
+        before = os.umask(0o177)
+        try:
+            self.events.bind(self.options.places.zmq_address("events"))
+        finally:
+            os.umask(before)
+        self.pressure.start()
 
     def run(self) -> int:
         """Runs until the end; returns the exit code."""
@@ -167,6 +184,7 @@ class Acceptor:
         self.workers[writer].ready = True
         for found in partitions:
             self.topics.told(writer, found)
+        self.pressure.look_soon()
         _log.info("writer ready", writer=writer, pid=self.workers[writer].pid)
         if not self.ready and all(link.state == "ready" for link in self.links.values()):
             self.ready = True
@@ -201,6 +219,7 @@ class Acceptor:
             if mine is worker:
                 self._hellos = {i: w for i, w in self._hellos.items() if w != writer}
                 self.links[writer].gone()
+        self.pressure.look_soon()
         self.shutdown.worker_gone()
 
     # Sockets
@@ -252,6 +271,7 @@ class Acceptor:
             self.links[writer].received(message)
         elif isinstance(message, messages.Event) and message.name == "partition_state":
             self.topics.told(writer, message.args)
+            self.pressure.look_soon()
 
     # Clients
 
@@ -331,10 +351,13 @@ class Acceptor:
             "writers": len(self.links),
             "format": state.dir.format_version,
             "adopted": state.adopted,
+            "events": places.socket_path("events"),
+            "pressure": asdict(self.pressure.limits),
         }
 
     def _close(self) -> None:
         self.attach.close()
+        self.events.close()
         for sock in (self.control, self.writers_socket):
             self.loop.unwatch(sock)
             sock.close(linger=0)

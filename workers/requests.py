@@ -190,7 +190,7 @@ class ControlRequests:
             "started_s": self._started_s,
             "uptime_s": round(time.time() - self._started_s, 3),
             "endpoints": {name: places.socket_path(name)
-                          for name in ("attach", "control", "workers")},
+                          for name in ("attach", "control", "events", "workers")},
             "processes": acceptor.supervisor.processes(),
             "writers_limit": state.plan.writers_limit,
             "memory": state.memory.usage(),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, get_args
 
 from shmbroker._core.producer import Outlets, ProducerBase, Sender
 from shmbroker.client.metadata import TopicPartition
+from shmbroker.client.pressure import Pressure, pressure_of
 from shmbroker.client.receipt import RecordMetadata
 from shmbroker.errors import DeliveryError, ForkedError, OutcomeUnknown, TimedOut
 
@@ -155,6 +156,14 @@ class Producer(ProducerBase):
             state.end_watches()
         self._report()
 
+    def pressure(self) -> Pressure:
+        """How hard the partitions that this producer has sent to are pressed now, and why.
+
+        A local producer reads it from memory, in microseconds; a remote one tells what it last
+        heard. Never waits, never asks. Raises ForkedError, ClosedError.
+        """
+        return state_pressure(self._sender_state)
+
     def dropped(self) -> dict[TopicPartition, int]:
         """How many records found no room and were dropped (on_full="drop"), by partition.
 
@@ -211,6 +220,13 @@ class Producer(ProducerBase):
         return f"<Producer {'closed' if self._closed else 'open'} at {id(self):#x}>"
 
 
+def state_pressure(state: Sender) -> Pressure:
+    """What a sender's producer is told of pressure."""
+    state.check()
+    connection: Connection = state.connection
+    return pressure_of(state, outlets_of(connection), connection.pressures)
+
+
 def dropped_of(state: Sender) -> dict[TopicPartition, int]:
     """Records that a sender dropped, by partition."""
     return {TopicPartition(*where): count for where, count in state.dropped().items()}
@@ -228,4 +244,4 @@ def _within(name: str, value: object, low: int, high: int) -> None:
         raise ValueError(f"{name} is {value}; allowed: {low} to {high}")
 
 
-__all__ = ["Producer", "dropped_of", "outlets_of", "sender_of"]
+__all__ = ["Producer", "dropped_of", "outlets_of", "sender_of", "state_pressure"]

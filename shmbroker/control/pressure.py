@@ -9,7 +9,8 @@ Owns: the rules and the words. `judge` looks at one sample; `Gauge` follows one 
 its state does not flicker: it rises at once, and falls when the partition has been better than the
 state's limit, by a margin, for `calm_ms`. The acceptor has a gauge for each partition that is not
 at rest (workers/pressure.py), and a local client for each that it was asked about; both feed them
-from the writer tables. `PartitionPressure` is what comes out, here and over the wire (pressure_messages.py).
+from the writer tables. `PartitionPressure` is what comes out, here and over the wire
+(pressure_messages.py).
 
 Invariants: no I/O, no clock: `now_s` is the caller's, and all times are of that clock. The reason
 of a state that is not ok is never empty.
@@ -17,8 +18,9 @@ of a state that is not ok is never empty.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final, Literal, NamedTuple
 
 from shmbroker.units import about_bytes, about_s
 
@@ -70,6 +72,14 @@ class Thresholds:
     slow_write_ms: int  # soft while the mean write takes so long
     stalled_ms: int  # hard when a batch has waited, or nothing has become durable, for so long
     calm_ms: int  # so long a better state must last before it counts
+
+    @classmethod
+    def of(cls, wire: Mapping[str, Any] | None) -> Thresholds | None:
+        """From a broker's answer; None if it does not say all."""
+        names = [f.name for f in fields(cls)]
+        if wire is None or not all(isinstance(wire.get(name), int) for name in names):
+            return None
+        return cls(**{name: wire[name] for name in names})
 
 
 class Sample(NamedTuple):
@@ -188,7 +198,9 @@ class Gauge:
         self.sample: Sample | None = None
         self._now = now_s
         self._durable = -1
-        self._still_since: float | None = None  # something waits since then, and durable stood still
+        self._still_since: float | None = (
+            None  # something waits since then, and durable stood still
+        )
         self._better_since: float | None = None
 
     @property
@@ -240,9 +252,9 @@ class Gauge:
     def level(self, topic: str, partition: int) -> PartitionPressure:
         """What it shows, as of the newest sample."""
         sample, (state, cause, reason) = self.sample, self.verdict
-        level = PartitionPressure(topic, partition, state, cause, reason, max(0.0, self._now - self.since))
+        since_s = max(0.0, self._now - self.since)
         if sample is None:
-            return level
+            return PartitionPressure(topic, partition, state, cause, reason, since_s)
         unsynced = max(0, sample.log_end_position - sample.durable_position)
         return PartitionPressure(
             topic,
@@ -250,7 +262,7 @@ class Gauge:
             state,
             cause,
             reason,
-            level.since_s,
+            since_s,
             min(1.0, unsynced / sample.ring_bytes) if sample.ring_bytes else 0.0,
             sample.ring_bytes,
             unsynced,

@@ -1,12 +1,12 @@
-"""The messages of the events channel that tell of pressure: what is sent, and what one who hears keeps.
+"""The events that tell of pressure: what is sent, and what one who hears them keeps.
 
     pressure/<topic>/<partition>/   a partition's state or its cause has become another one
-    snapshot/                       all partitions that are not at rest; those that are not in it are ok
+    snapshot/                       all partitions that are pressed; those that are not in it are ok
 
 Each message is two frames: one of the above, by which ZeroMQ filters, and an event of the control
 codec (messages.py). `run` tells one life of the acceptor from the next; `seq` counts changes, and a
 snapshot bears the one that it includes. Who misses messages (ZeroMQ drops those of who reads too
-slowly) is right again with the next snapshot. A long snapshot comes in parts that follow each other.
+slowly) is right again with the next snapshot. A long one comes in parts that follow each other.
 
 Owns: this form and its bounds, and `Board`, the picture that arises from what is heard.
 
@@ -192,7 +192,7 @@ def _from_wire(wire: Any) -> PartitionPressure:
     return PartitionPressure(
         topic,
         int(_number(wire, "partition", 2**31 - 1)),
-        state,  # type: ignore[arg-type]  # it is one of STATES
+        state,
         cause if cause in CAUSES else "unknown",
         reason,
         _number(wire, "since_ms", 2**53) / 1000,

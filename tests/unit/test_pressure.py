@@ -1,4 +1,4 @@
-"""A partition's pressure: what each sample means, and that the state rises at once and falls calmly."""
+"""A partition's pressure: what a sample means; the state rises at once and falls calmly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def filled(percent: float, **other: Any) -> Sample:
         (REST._replace(write_ns=250_000_000), {}, "ok", "none", ""),
         (filled(2), {"stalled_s": 3.2}, "hard", "stalled", "nothing has become durable for 3.2 s"),
         (filled(2, blocked_why="segment", blocked_ns=10**9), {}, "hard", "waiting", "next segment"),
-        (filled(2, blocked_why="no_ring", blocked_ns=99_900_000_000), {}, "soft", "waiting", "ring"),
+        (filled(2, blocked_why="no_ring", blocked_ns=99_900_000_000), {}, "soft", "waiting",
+         "for a log ring"),
         (REST._replace(state="no_space"), {}, "hard", "no_space", "disk is full"),
         (REST._replace(state="no_space"), {"why": "no room for 3 B"}, "hard", "no_space", "3 B"),
         (REST._replace(state="opening"), {}, "hard", "opening", "recovered"),

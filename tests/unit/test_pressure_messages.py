@@ -1,4 +1,4 @@
-"""The events of pressure: what goes over the wire comes back, and who missed something is right again."""
+"""The events of pressure: what is sent is heard, and who missed something is right again."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from shmbroker.client.producer import (
     OnFull,
     dropped_of,
     sender_of,
+    state_pressure,
 )
 from shmbroker.client.receipt import RecordMetadata
 from shmbroker.errors import DeliveryError, ForkedError, OutcomeUnknown, TimedOut
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from shmbroker.client.aio.bridge import Bridge
     from shmbroker.client.connection import Connection
     from shmbroker.client.metadata import Metadata, TopicPartition
+    from shmbroker.client.pressure import Pressure
 
 
 class _Client(Protocol):
@@ -117,6 +119,10 @@ class Producer(AsyncProducerBase):
         finally:
             self._end()
         self._report()
+
+    def pressure(self) -> Pressure:
+        """As of the synchronous producer; a plain call, since it never waits."""
+        return state_pressure(self._sender_state)
 
     def dropped(self) -> dict[TopicPartition, int]:
         """As of the synchronous producer."""
