@@ -139,8 +139,8 @@ def _without(secret: bytes, wanted: bytes) -> bytes | None:
     """The prefix that a subscription is to; None if it does not know the secret."""
     if not secret:
         return wanted
-    shown, _, prefix = wanted.partition(b"/")
-    return prefix if hmac.compare_digest(shown, secret) else None
+    shown, slash, prefix = wanted.partition(b"/")
+    return prefix if slash and hmac.compare_digest(shown, secret) else None
 
 
 __all__ = ["QUEUE_MESSAGES", "REFUSED_MAX", "SUBSCRIPTION_BYTES", "Events"]

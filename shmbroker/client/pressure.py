@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -111,9 +111,9 @@ class TablePressures:
     def look(self, spots: Iterable[Spot]) -> dict[Spot, PartitionPressure]:
         """See PressureSource. Raises ForkedError and ClosedError."""
         limits, now_s = self.limits, time.monotonic()
-        gone = _gone(self._connection)
-        if gone is not None:
-            return {spot: gone(spot) for spot in spots}
+        away = gone(self._connection)
+        if away is not None:
+            return {spot: away(spot) for spot in spots}
         with self._lock:
             return {spot: self._level(spot, limits, now_s) for spot in spots}
 
@@ -137,7 +137,7 @@ class TablePressures:
         return gauge.level(spot.topic, spot.partition)
 
 
-def _gone(connection: _Connection) -> Any:
+def gone(connection: _Connection) -> Callable[[Spot], PartitionPressure] | None:
     """What is said of every partition while the broker is gone; None: it is there."""
     state: State
     try:
@@ -202,5 +202,6 @@ __all__ = [
     "PressureSource",
     "Spot",
     "TablePressures",
+    "gone",
     "pressure_of",
 ]
