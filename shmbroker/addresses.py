@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-ADDRESS_ALLOWED: Final = "tcp://HOST:PORT, as in tcp://127.0.0.1:9300; * is every address"
+ADDRESS_ALLOWED: Final = (
+    "tcp://HOST:PORT, as in tcp://127.0.0.1:9300; * is every IPv4 address, [::] any"
+)
 ANY_HOST: Final = "*"
 PORT_MAX: Final = 65_535
 _TCP: Final = re.compile(

@@ -189,6 +189,12 @@ class LoadedConfig:
     config: BrokerConfig
     sources: Mapping[str, Source]
 
+    def refused(self, key: str, problem: str, allowed: str = "") -> ConfigError:
+        """The error for a value that this host has no use for; it stands where it was set."""
+        source = self.sources[key]
+        where = source.where or "configuration"
+        return ConfigError(problem, file=where, line=source.line, key=key, allowed=allowed)
+
 
 def _rules() -> dict[str, Rule]:
     rules: dict[str, Rule] = {}
@@ -372,8 +378,8 @@ def _check(config: BrokerConfig, sources: Mapping[str, Source]) -> None:
             config.supervision.restart_backoff_max_ms,
         ),
         (
-            "listen.heartbeat_ms",
-            config.listen.heartbeat_ms,
+            "listen.heartbeat_ms doubled",
+            2 * config.listen.heartbeat_ms,
             "listen.dead_ms",
             config.listen.dead_ms,
         ),
@@ -397,13 +403,13 @@ def _check(config: BrokerConfig, sources: Mapping[str, Source]) -> None:
         ),
     ):
         if small > large:
-            key = smaller
-            if sources[smaller].kind == "default":
+            key = smaller.partition(" ")[0]
+            show = RULES[key].format
+            if sources[key].kind == "default":
                 key = larger.partition(" ")[0]
             source = sources[key]
             raise ConfigError(
-                f"{smaller} ({RULES[smaller].format(small)}) is more than {larger} "
-                f"({RULES[smaller].format(large)})",
+                f"{smaller} ({show(small)}) is more than {larger} ({show(large)})",
                 file=source.where or source.kind,
                 line=source.line,
                 key=key,

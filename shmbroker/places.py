@@ -6,6 +6,7 @@ the same places from the same name. Nothing is made before it is asked for.
     data           --data-dir, SHMBROKER_DATA_DIR, $XDG_DATA_HOME/shmbroker/<instance>
     sockets        $XDG_RUNTIME_DIR/shmbroker/<instance>, else /tmp/shmbroker-<uid>/<instance>
     configuration  --config, SHMBROKER_CONFIG, $XDG_CONFIG_HOME/shmbroker/<instance>.toml if there
+    keys           listen.keys, $XDG_CONFIG_HOME/shmbroker/<instance>.keys
     shared memory  /shmb-<uid>-<8 hex of the data directory's id>-…
 
 A socket's name may have 107 bytes (`sun_path`), a runtime directory may be longer. Then the socket
@@ -40,7 +41,7 @@ from shmbroker.errors import ConfigError
 
 DEFAULT_INSTANCE: Final = "default"
 SUN_PATH_MAX_BYTES: Final = 107  # sizeof(sockaddr_un.sun_path) without the closing NUL
-_LONGEST_SOCKET: Final = "control"
+_LONGEST_SOCKET: Final = "remote-control"
 _INSTANCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _TMP: Final = Path("/tmp")  # not $TMPDIR: broker and clients must agree
 
@@ -54,6 +55,7 @@ class Places:
     runtime_dir: Path
     config_file: Path | None = None  # None: no file; what was asked for by name is never None
     tmp_dir: Path = _TMP
+    keys_dir: Path = Path()  # unless `listen.keys` says another
 
     @classmethod
     def find(
@@ -92,6 +94,7 @@ class Places:
             ),
             config_file=_config_file(name, config, env),
             tmp_dir=tmp_dir,
+            keys_dir=_home(env, "CONFIG", ".config") / f"{name}.keys",
         )
 
     @classmethod
@@ -109,12 +112,18 @@ class Places:
             runtime_dir=runtime_dir,
             config_file=_absolute(config) if config else None,
             tmp_dir=tmp_dir,
+            keys_dir=runtime_dir.parent / "keys",
         )
 
     @property
     def is_address(self) -> bool:
         """Whether the instance is named by its runtime directory."""
         return self.instance.startswith("/")
+
+    @property
+    def token_file(self) -> Path:
+        """What programs of this user show that reach the broker over the network."""
+        return self.runtime_dir / "token"
 
     def make_runtime_dir(self) -> Path:
         """Makes the runtime directory, 0700, and returns it; refuses one that is not ours alone."""

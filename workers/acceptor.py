@@ -27,22 +27,30 @@ from shmbroker import errors
 from shmbroker.config import LoadedConfig, Places
 from shmbroker.control import messages
 from shmbroker.control.attach import AttachServer, Connection
+from shmbroker.control.keys import write_private
+from shmbroker.control.listening import plan_listening
 from shmbroker.control.plan import cores_for_writers
 from shmbroker.control.sessions import Ring, Sessions
 from shmbroker.workers import logs
 from shmbroker.workers.broker_state import BrokerState
 from shmbroker.workers.events import Events
+from shmbroker.workers.front_ends import FrontEnds
 from shmbroker.workers.logfile import LogFile
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop
 from shmbroker.workers.notify import Notify
+from shmbroker.workers.offsets import Offsets
 from shmbroker.workers.pressure import Pressures
 from shmbroker.workers.program import Owner
+from shmbroker.workers.remote_control import RemoteControl
 from shmbroker.workers.requests import ControlRequests
+from shmbroker.workers.routing import bind_unix, received, send
 from shmbroker.workers.shutdown import Shutdown
 from shmbroker.workers.supervisor import Supervisor, Worker
 from shmbroker.workers.topics import Topics
-from shmbroker.workers.writer_link import OnDone, WriterLink
+from shmbroker.workers.worker_channel import WorkerChannel
+from shmbroker.workers.worker_link import OnDone
+from shmbroker.workers.writer_link import WriterLink
 
 CLAIM_GRACE_S: Final = 30.0  # for clients of a killed broker to attach again
 WRITER_MODULE: Final = "shmbroker.workers.writer"
@@ -60,6 +68,7 @@ class UpOptions:
     writer_module: str = WRITER_MODULE  # tests put a writer without an engine here
     owner: Owner | None = None  # of an embedded broker
     log_file: str | None = None  # what standard error leads to, for a detached broker
+    front_module: str | None = None  # tests put readers and ingress without sockets here
 
 
 class Acceptor:
@@ -74,7 +83,6 @@ class Acceptor:
         self.links: dict[int, WriterLink] = {}
         self.workers: dict[int, Worker] = {}
         self.on_ready: list[Any] = []
-        self._hellos: dict[bytes, int] = {}  # ZeroMQ identity -> writer
         self.notify = Notify()
         self.shutdown = Shutdown(self)
         self.loop.signals({signal.SIGTERM, signal.SIGINT}, self.shutdown.on_signal)
@@ -99,10 +107,15 @@ class Acceptor:
         self.cores = cores_for_writers(state.cpus, limit, self.config.broker.pin)
 
         self.zmq = zmq.Context(io_threads=1)
-        self.control = self._bind("control", self._control_readable)
-        self.writers_socket = self._bind("workers", self._workers_readable)
+        self.control = self._bind("control")
+        self.loop.watch(self.control, self._control_readable)
+        self.workers_socket = self._bind("workers")
+        self.channel = WorkerChannel(self.workers_socket)
+        self.loop.watch(self.workers_socket, self.channel.readable)
         self.requests = ControlRequests(self)
+        self.offsets = Offsets(self.topics, state.plan, state.memory, self.loop)
         self._open_events()
+        self._listen()
         self.topics.resume()
         at_start = min(state.writers_at_start, state.plan.writers_limit)
         self.need_writers(sorted(state.plan.writers | set(range(at_start))))
@@ -117,20 +130,42 @@ class Acceptor:
         logs.configure()  # only now: the writers are starting meanwhile
         if self.sessions.clients:
             self.loop.after(CLAIM_GRACE_S, self._end_grace)
+        self.front_ends.start()
 
     def _open_events(self) -> None:
+        """The channel that everybody may hear, and who follows what is told there."""
         state = self.state
         self.events = Events(self.zmq, self.loop, lambda: self.pressure.tell_all())
         self.pressure = Pressures(
             self.config.pressure, state.memory, state.plan, self.links,
             lambda place: self.topics.place_state(place)["reason"], self.events, self.loop,
         )  # fmt: skip
-        before = os.umask(0o177)
-        try:
-            self.events.bind(self.options.places.zmq_address("events"))
-        finally:
-            os.umask(before)
+        self.events.bind(self.options.places.zmq_address("events"))
         self.pressure.start()
+
+    def _listen(self) -> None:
+        """Decides on what listens, and binds control; the front ends bind the rest."""
+        places, loaded = self.options.places, self.options.loaded
+        self.listening = plan_listening(places, loaded)
+        self.front_ends: FrontEnds = FrontEnds(
+            self.listening, places, self.loop, self.supervisor, self.channel, self._look_ready,
+            self.options.front_module,
+        )  # fmt: skip
+        self.remote = RemoteControl(
+            self.listening, loaded, self.zmq, self.loop, self.requests, self.describe,
+            self.sessions.next_client,
+        )  # fmt: skip
+        if self.listening is None:
+            self.options.places.token_file.unlink(missing_ok=True)
+            return
+        self.remote.open()
+        write_private(places.token_file, self.listening.token.encode() + b"\n")
+        if self.listening.is_insecure:
+            _log.warning(
+                "everybody who reaches this address may read what goes by, and with the token "
+                "everything: listen.insecure is set and there are no keys",
+                address=self.listening.tcp_endpoint("control"),
+            )
 
     def run(self) -> int:
         """Runs until the end; returns the exit code."""
@@ -150,15 +185,16 @@ class Acceptor:
             if not adopt:
                 self.state.memory.make_table(writer, self.state.plan.table_slots)
                 self.state.plan.add_writer(writer)
-            self.links[writer] = WriterLink(
-                writer, adopt, self, self.loop, partial(self._send, self.writers_socket)
-            )
+            self.links[writer] = WriterLink(writer, adopt, self, self.loop, self.channel.send)
         for writer in fresh:
             self.workers[writer] = self.supervisor.add(
                 f"writer-{writer}",
                 "writer",
                 self.options.writer_module,
                 partial(self._writer_spec, writer),
+            )
+            self.channel.add(
+                self.links[writer], self.workers[writer], partial(self._partition_state, writer)
             )
         if fresh:
             share = {"log_memory_bytes": self._log_memory_bytes()}
@@ -186,12 +222,18 @@ class Acceptor:
             self.topics.told(writer, found)
         self.pressure.look_soon()
         _log.info("writer ready", writer=writer, pid=self.workers[writer].pid)
-        if not self.ready and all(link.state == "ready" for link in self.links.values()):
-            self.ready = True
-            self.state.write_broker_file(self.describe())
-            self.notify.ready(f"up, data in {self.options.places.data_dir}")
-            for told in self.on_ready:
-                told()
+        self._look_ready()
+
+    def _look_ready(self) -> None:
+        """Ready is when all partitions are open, and all that listens is bound."""
+        links = self.links.values()
+        if self.ready or not self.front_ends.ready or any(link.state != "ready" for link in links):
+            return
+        self.ready = True
+        self.state.write_broker_file(self.describe())
+        self.notify.ready(f"up, data in {self.options.places.data_dir}")
+        for told in self.on_ready:
+            told()
 
     def writer_failed(self, writer: int, error: errors.ShmbrokerError) -> None:
         """See `writer_link.Owner`."""
@@ -211,67 +253,32 @@ class Acceptor:
         return self.state.memory.log_memory_bytes(max(1, len(self.state.plan.writers)))
 
     def _new_log_file(self) -> None:
-        for link in self.links.values():
+        for link in (*self.links.values(), *self.front_ends.links.values()):
             link.request("log", {"path": self.options.log_file}, _ignore)
 
     def _worker_gone(self, worker: Worker) -> None:
-        for writer, mine in self.workers.items():
-            if mine is worker:
-                self._hellos = {i: w for i, w in self._hellos.items() if w != writer}
-                self.links[writer].gone()
+        self.channel.gone(worker)
         self.pressure.look_soon()
+        self.front_ends.worker_gone()
         self.shutdown.worker_gone()
+
+    def _partition_state(self, writer: int, event: messages.Event) -> None:
+        if event.name == "partition_state":
+            self.topics.told(writer, event.args)
+            self.pressure.look_soon()
 
     # Sockets
 
-    def _bind(self, name: str, readable: Any) -> zmq.Socket[bytes]:
+    def _bind(self, name: str) -> zmq.Socket[bytes]:
         sock = self.zmq.socket(zmq.ROUTER)
         sock.linger = 0
         sock.setsockopt(zmq.MAXMSGSIZE, messages.MAX_REPLY_BYTES)
-        before = os.umask(0o177)
-        try:
-            sock.bind(self.options.places.zmq_address(name))
-        finally:
-            os.umask(before)
-        self.loop.watch(sock, readable)
+        bind_unix(sock, self.options.places.zmq_address(name))
         return sock
 
-    def _send(self, sock: zmq.Socket[bytes], identity: bytes, message: bytes) -> None:
-        try:
-            sock.send_multipart([identity, message], zmq.NOBLOCK)
-        except zmq.Again:  # a peer that does not read: its answer is lost, not our time
-            _log.warning("answer dropped", reason="its queue is full")
-
     def _control_readable(self) -> None:
-        for identity, data in _received(self.control):
-            self.requests.handle(data, partial(self._send, self.control, identity))
-
-    def _workers_readable(self) -> None:
-        for identity, data in _received(self.writers_socket):
-            try:
-                self._from_writer(identity, messages.decode(data))
-            except errors.ShmbrokerError as error:
-                _log.error("bad message from a worker", cause=str(error))
-
-    def _from_writer(self, identity: bytes, message: messages.Message) -> None:
-        if isinstance(message, messages.Request) and message.op == "hello":
-            writer, pid = message.arg("writer", int), message.arg("pid", int)
-            worker = self.workers.get(writer)
-            if worker is None or worker.pid != pid:  # of a process that is no more
-                raise errors.InvalidRequest(f"hello of writer {writer} from pid {pid}")
-            if message.id is not None:
-                self._send(self.writers_socket, identity, messages.encode_reply(message.id, {}))
-            self._hellos[identity] = writer
-            self.links[writer].hello(identity)
-            return
-        writer = self._hellos.get(identity, -1)
-        if writer < 0:
-            raise errors.InvalidRequest("a message before hello")
-        if isinstance(message, messages.Reply):
-            self.links[writer].received(message)
-        elif isinstance(message, messages.Event) and message.name == "partition_state":
-            self.topics.told(writer, message.args)
-            self.pressure.look_soon()
+        for identity, data in received(self.control):
+            self.requests.handle(data, partial(send, self.control, identity))
 
     # Clients
 
@@ -281,6 +288,7 @@ class Acceptor:
             messages.encode_event("topics", names=topics),
             instead=messages.encode_event("topics", names=None),
         )
+        self.remote.tell_changed(topics)
 
     def _on_attach(self, connection: Connection, request: messages.Request) -> Mapping[str, Any]:
         if self.shutdown.begun:
@@ -343,6 +351,7 @@ class Acceptor:
         return {
             "instance": places.instance,
             "data_dir": str(places.data_dir),
+            "runtime_dir": str(places.runtime_dir),
             "data_dir_id": state.dir.data_dir_id,
             "boot_id": state.boot_id.hex(),
             "prefix": state.memory.prefix,
@@ -353,27 +362,32 @@ class Acceptor:
             "adopted": state.adopted,
             "events": places.socket_path("events"),
             "pressure": asdict(self.pressure.limits),
+            "listen": self.describe_listening(),
+        }
+
+    def describe_listening(self) -> dict[str, Any] | None:
+        """What is bound for programs elsewhere; None: nothing."""
+        listening = self.listening
+        if listening is None:
+            return None
+        return listening.endpoints() | {
+            "token_file": str(self.options.places.token_file),
+            "curve": listening.curve is not None,
+            "tls": listening.tls is not None,
+            "keys": str(listening.keys.path) if listening.keys else None,
         }
 
     def _close(self) -> None:
         self.attach.close()
         self.events.close()
-        for sock in (self.control, self.writers_socket):
+        self.remote.close()
+        self.offsets.close()
+        for sock in (self.control, self.workers_socket):
             self.loop.unwatch(sock)
             sock.close(linger=0)
         self.zmq.destroy(linger=0)
         self.state.close(unlink=self.shutdown.clean)
         self.loop.close()
-
-
-def _received(sock: zmq.Socket[bytes]) -> Iterable[tuple[bytes, bytes]]:
-    while True:
-        try:
-            frames = sock.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
-            return
-        if len(frames) == 2:
-            yield frames[0], frames[1]
 
 
 def _ring_args(ring: Ring) -> dict[str, Any]:

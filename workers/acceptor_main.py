@@ -58,7 +58,9 @@ def main(argv: list[str]) -> int:
         )
         loaded = load(places.config_file, flags=given.get("flags"))
         module = given.get("writer_module") or WRITER_MODULE
-        options = UpOptions(places, loaded, fd, module, owner, given.get("log_file"))
+        options = UpOptions(
+            places, loaded, fd, module, owner, given.get("log_file"), given.get("front_module")
+        )
         return run(options)
     except errors.ShmbrokerError as error:
         _tell(fd, {"error": error.to_wire()})

@@ -141,6 +141,15 @@ class BrokerState:
         self.lock.release()
 
 
+def read_broker_file(places: Places) -> dict[str, Any]:
+    """What the broker there says of itself; empty where none is up."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((places.runtime_dir / BROKER_FILE).read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
 def _lock_instance(places: Places) -> int:
     """One broker an instance: its sockets have one name each."""
     path = places.make_runtime_dir() / INSTANCE_LOCK
@@ -194,4 +203,4 @@ def _rotational(path: Path) -> bool:
     return False
 
 
-__all__ = ["BROKER_FILE", "INSTANCE_LOCK", "LOG_FILE", "BrokerState"]
+__all__ = ["BROKER_FILE", "INSTANCE_LOCK", "LOG_FILE", "BrokerState", "read_broker_file"]

@@ -44,6 +44,7 @@ def start(
     *,
     limit_s: float = READY_LIMIT_S,
     writer_module: str | None = None,
+    front_module: str | None = None,
     flags: Mapping[str, Any] | None = None,
     env: Mapping[str, str] | None = None,
     owner: Owner | None = None,
@@ -61,7 +62,7 @@ def start(
         out = logfile.begin(log, loaded.config.logging.keep)
         try:
             process = subprocess.Popen(
-                command(places, write, writer_module, flags, owner, str(log)),
+                command(places, write, writer_module, flags, owner, str(log), front_module),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

@@ -23,6 +23,7 @@ import zmq
 
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop, Timer
+from shmbroker.workers.routing import bind_unix
 
 QUEUE_MESSAGES: Final = 64  # of one subscriber
 SUBSCRIPTION_BYTES: Final = 512
@@ -59,7 +60,7 @@ class Events:
         """Serves subscribers at one more endpoint; returns it as bound (port 0 picks one).
 
         `secret`: what their subscriptions begin with; b"": nothing. `configure` sets options on the
-        socket before it is bound (CURVE). Raises ZMQError. The caller sets the umask of a file.
+        socket before it is bound (CURVE). Raises ZMQError.
         """
         door = _Door(self._open(endpoint, configure), endpoint, secret, configure)
         self._doors.append(door)
@@ -90,7 +91,10 @@ class Events:
             sock.setsockopt(zmq.MAXMSGSIZE, SUBSCRIPTION_BYTES)
             if configure is not None:
                 configure(sock)
-            sock.bind(endpoint)
+            if endpoint.startswith("ipc://"):
+                bind_unix(sock, endpoint)
+            else:
+                sock.bind(endpoint)
         except BaseException:
             sock.close(linger=0)
             raise

@@ -29,6 +29,7 @@ def command(
     flags: Mapping[str, Any] | None = None,
     owner: Owner | None = None,
     log_file: str | None = None,
+    front_module: str | None = None,
 ) -> list[str]:
     """Starts a broker for `places` that tells `ready_fd` when it is ready, or why it is not."""
     given = {
@@ -39,6 +40,7 @@ def command(
         "writer_module": writer_module,
         "flags": dict(flags or {}),
         "log_file": log_file,
+        "front_module": front_module,
         "owner": None
         if owner is None
         else [owner.pidfd, owner.lock_fd, owner.home, owner.keeps_data],

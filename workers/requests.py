@@ -1,4 +1,4 @@
-"""The requests on the control socket: checked, done, answered. One method an operation.
+"""The requests on the control sockets: checked, done, answered. One method an operation.
 
 What each takes and answers is the table in `docs/ARCHITECTURE.md`. A method answers at once by
 returning, or later through `answer`; what it raises becomes the error that is answered.
@@ -9,19 +9,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from shmbroker import errors
 from shmbroker.control import messages
+from shmbroker.control.remote_clients import RemoteClient
 from shmbroker.control.sessions import Client, Ring
 from shmbroker.workers import alteration, status
-from shmbroker.workers.logs import get_logger
+from shmbroker.workers.gathering import gather
 from shmbroker.workers.topics import Answer
+from shmbroker.workers.worker_link import WorkerLink
 
 if TYPE_CHECKING:
     from shmbroker.workers.acceptor import Acceptor
 
-_log = get_logger("shmbroker.control")
+_LOCAL_ONLY: Final = frozenset({"open_ingress", "close_ingress", "shutdown"})
 
 
 class ControlRequests:
@@ -40,41 +42,41 @@ class ControlRequests:
             "open_ingress": self._open_ingress,
             "close_ingress": self._close_ingress,
             "partition_state": self._partition_state,
+            "offsets": self._offsets,
             "status": self._status,
             "shutdown": self._shutdown,
         }
 
-    def handle(self, data: bytes, send: Callable[[bytes], None]) -> None:
-        """One request; answers once, now or later."""
-        request_id: int | None = None
+    def handle(self, data: bytes, send: Callable[[bytes], object]) -> None:
+        """One request of a local client; answers once, now or later."""
+        respond(data, send, self._local)
 
-        def answer(result: Mapping[str, Any] | BaseException) -> None:
-            if isinstance(result, BaseException):
-                send(messages.encode_error(request_id, result))
-                return
-            try:
-                send(messages.encode_reply(request_id, result))
-            except errors.InvalidRequest as error:  # too long
-                send(messages.encode_error(request_id, error))
-
-        try:
-            request = messages.decode_request(data)
-            request_id = request.id
-            client = self._acceptor.sessions.get(
-                request.optional("client", int), request.optional("token", str)
+    def run(self, client: Client, request: messages.Request, answer: Answer) -> None:
+        """What `client`, who is known, asks. Raises what is refused at once."""
+        do = self._ops.get(request.op)
+        if do is None:
+            raise errors.InvalidRequest(
+                f"unknown operation {request.op!r:.60}; allowed: {', '.join(self._ops)}"
             )
-            do = self._ops.get(request.op)
-            if do is None:
-                raise errors.InvalidRequest(
-                    f"unknown operation {request.op!r}; allowed: {', '.join(self._ops)}"
-                )
-            if self._acceptor.shutdown.begun and request.op not in ("status", "shutdown"):
-                raise errors.BrokerGone("the broker is stopping")
-            do(client, request, answer)
-        except errors.ShmbrokerError as error:
-            if request_id is None:
-                request_id = getattr(error, "request_id", None)
-            answer(error)
+        if isinstance(client, RemoteClient) and request.op in _LOCAL_ONLY:
+            raise errors.AuthorizationFailed(
+                f"{request.op} is for programs of the broker's user on its host; do it there"
+            )
+        if request.op not in ("status", "shutdown"):
+            self.check_running(client.pid)
+        do(client, request, answer)
+
+    def check_running(self, pid: int = 0) -> None:
+        """Raises BrokerGone while the broker stops; its own front ends have work to finish then."""
+        acceptor = self._acceptor
+        if acceptor.shutdown.begun and pid not in acceptor.front_ends.pids:
+            raise errors.BrokerGone("the broker is stopping")
+
+    def _local(self, request: messages.Request, answer: Answer) -> None:
+        client = self._acceptor.sessions.get(
+            request.optional("client", int), request.optional("token", str)
+        )
+        self.run(client, request, answer)
 
     def _metadata(self, _client: Client, request: messages.Request, answer: Answer) -> None:
         names = request.optional("topics", list)
@@ -160,48 +162,62 @@ class ControlRequests:
         answer({})
         self._acceptor.shutdown.begin(f"asked by pid {client.pid}", drain_s)
 
+    def _offsets(self, _client: Client, request: messages.Request, answer: Answer) -> None:
+        self._acceptor.offsets.find(
+            request.arg("topic", str),
+            request.optional("partitions", list),
+            request.optional("at_ms", int),
+            answer,
+        )
+
     def _status(self, _client: Client, _request: messages.Request, answer: Answer) -> None:
-        links = self._acceptor.links
-        asked = [w for w, link in links.items() if link.state == "ready"]
-        told: dict[int, Mapping[str, Any]] = {}
+        acceptor = self._acceptor
+        links: dict[int | str, WorkerLink] = dict(acceptor.links.items())
+        links |= acceptor.front_ends.links.items()
+        asked = [key for key, link in links.items() if link.state == "ready"]
+        told: dict[int | str, Mapping[str, Any]] = {}
         left = len(asked)
 
-        def answered(writer: int, reply: messages.Reply) -> None:
+        def answered(key: int | str, reply: messages.Reply) -> None:
             nonlocal left
             left -= 1
             if reply.error is None:
-                told[writer] = reply.ok
+                told[key] = reply.ok
             if not left:
-                answer(self._gather(told))
+                answer(gather(acceptor, self._started_s, told))
 
-        for writer in asked:
-            links[writer].request("status", {}, partial(answered, writer), status.ASK_LIMIT_S)
+        for key in asked:
+            links[key].request("status", {}, partial(answered, key), status.ASK_LIMIT_S)
         if not asked:
-            answer(self._gather(told))
-
-    def _gather(self, told: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-        acceptor = self._acceptor
-        state, places = acceptor.state, acceptor.options.places
-        links = {writer: link.state for writer, link in acceptor.links.items()}
-        partitions = status.partitions_status(state.memory, state.plan, acceptor.topics, told)
-        return acceptor.describe() | {
-            "state": "stopping" if acceptor.shutdown.begun else
-                     "running" if acceptor.ready else "starting",
-            "started_s": self._started_s,
-            "uptime_s": round(time.time() - self._started_s, 3),
-            "endpoints": {name: places.socket_path(name)
-                          for name in ("attach", "control", "events", "workers")},
-            "processes": acceptor.supervisor.processes(),
-            "writers_limit": state.plan.writers_limit,
-            "memory": state.memory.usage(),
-            "writers": status.writers_status(state.memory, state.plan, links, told),
-            "topics": len(acceptor.topics.topics()),
-            "partition_states": status.totals(partitions),
-            "partitions": partitions,
-            "clients": status.clients_status(
-                state.memory.prefix, acceptor.sessions, partitions, told
-            ),
-        }  # fmt: skip
+            answer(gather(acceptor, self._started_s, told))
 
 
-__all__ = ["ControlRequests"]
+def respond(
+    data: bytes,
+    send: Callable[[bytes], object],
+    do: Callable[[messages.Request, Answer], None],
+) -> None:
+    """Has `do` answer the request that `data` is, once, now or later; whatever else it is, and
+    what `do` raises, is answered with the error."""
+    request_id: int | None = None
+
+    def answer(result: Mapping[str, Any] | BaseException) -> None:
+        if isinstance(result, BaseException):
+            send(messages.encode_error(request_id, result))
+            return
+        try:
+            send(messages.encode_reply(request_id, result))
+        except errors.InvalidRequest as error:  # too long
+            send(messages.encode_error(request_id, error))
+
+    try:
+        request = messages.decode_request(data)
+        request_id = request.id
+        do(request, answer)
+    except errors.ShmbrokerError as error:
+        if request_id is None:
+            request_id = getattr(error, "request_id", None)
+        answer(error)
+
+
+__all__ = ["ControlRequests", "respond"]

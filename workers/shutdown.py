@@ -1,7 +1,8 @@
 """How a broker stops: in order, or at once.
 
-In order (SIGTERM, the first SIGINT, `shutdown`): clients are told, every writer drains for at most
-`drain_s`, syncs, marks its logs clean, answers and exits. At once (a second SIGINT): SIGKILL.
+In order (SIGTERM, the first SIGINT, `shutdown`): programs elsewhere are told, and the front ends
+give on what they have; then local clients are told, and every writer drains, syncs, marks its logs
+clean, answers and exits, all within `drain_s`. At once (a second SIGINT): SIGKILL.
 Shared memory is unlinked only after the former; otherwise it stays, and the next `up` adopts it,
 but for an embedded broker without data to keep, of which nothing stays.
 """
@@ -9,6 +10,7 @@ but for an embedded broker without data to keep, of which nothing stays.
 from __future__ import annotations
 
 import signal
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from shmbroker.control import messages
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _MARGIN_S: Final = 5.0  # beyond drain_s, for the last sync and the exit
 _SHOW_EVERY_S: Final = 1.0
+_FRONT_SHARE: Final = 0.5  # of the time to drain, for the front ends; the rest is the writers'
 _log = get_logger("shmbroker.shutdown")
 
 
@@ -31,6 +34,7 @@ class Shutdown:
         self.clean = False  # every writer is done and gone: nothing is left to adopt
         self._undone: dict[int, str] = {}  # writer -> why
         self._left_s = 0.0
+        self._over = False
 
     def on_signal(self, signum: int) -> None:
         """SIGTERM and SIGINT stop; SIGINT while stopping stops at once."""
@@ -67,26 +71,38 @@ class Shutdown:
         self.begun = True
         acceptor = self._acceptor
         drain_s = acceptor.config.broker.drain_s if drain_s is None else drain_s
+        began_s = time.monotonic()
         _log.info("stopping", why=why, drain_s=drain_s)
         acceptor.notify.stopping(f"{why}: draining for at most {drain_s:g} s")
-        acceptor.attach.tell_all(messages.encode_event("closing"))
-        for writer, link in acceptor.links.items():
-            self._undone[writer] = "did not answer"
-            link.request(
-                "stop", {"drain_s": drain_s}, self._on_stopped(writer), drain_s + _MARGIN_S
-            )
+        self._undone = dict.fromkeys(acceptor.links, "was not asked")
+        acceptor.remote.tell_closing()
         self._left_s = drain_s + _MARGIN_S
         acceptor.loop.after(_SHOW_EVERY_S, self._show)
+        acceptor.front_ends.stop(
+            drain_s * _FRONT_SHARE, lambda: self._stop_writers(time.monotonic() - began_s, drain_s)
+        )
+
+    def _stop_writers(self, took_s: float, drain_s: float) -> None:
+        """Nobody elsewhere sends any more: now the programs of this host, and what they sent."""
+        acceptor = self._acceptor
+        self._undone.clear()
+        acceptor.attach.tell_all(messages.encode_event("closing"))
+        left_s = max(drain_s - took_s, drain_s * (1 - _FRONT_SHARE))
+        self._left_s = left_s + _MARGIN_S
+        for writer, link in acceptor.links.items():
+            self._undone[writer] = "did not answer"
+            link.request("stop", {"drain_s": left_s}, self._on_stopped(writer), left_s + _MARGIN_S)
         self.worker_gone()
 
     def worker_gone(self) -> None:
         """A worker's process is gone: the last one ends the broker."""
-        if not self.begun:
+        if not self.begun or self._over:
             return
         alive = self._acceptor.supervisor.alive()
         # A writer that died without having drained comes back to do it, while there is time.
         if alive:
             return
+        self._over = True
         self.clean = not self._undone
         for writer, why in self._undone.items():
             _log.error("writer not drained; the next up adopts its rings", writer=writer, why=why)

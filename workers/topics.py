@@ -25,7 +25,7 @@ from shmbroker.control.sharedmem import SharedMemory
 from shmbroker.topic_settings import parse_settings
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.promises import Promises
-from shmbroker.workers.writer_link import OnDone
+from shmbroker.workers.worker_link import OnDone
 
 _log = get_logger("shmbroker.topics")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from shmbroker.cli.options import (
     places,
 )
 
+if TYPE_CHECKING:
+    from shmbroker.config import Places
+
 
 def up(
     data_dir: DataDir = None,
@@ -28,28 +31,64 @@ def up(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return when the broker is ready.")
     ] = False,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            "--listen",
+            metavar="ADDRESS",
+            show_default=False,
+            help="Where programs elsewhere reach it: tcp://HOST:PORT (0 picks one), or ipc.",
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond loopback without keys.")
+    ] = False,
 ) -> None:
     """Start a broker, in this terminal or (--detach) in the background.
 
     Ctrl+C stops it: the first lets writers drain and sync (at most broker.drain_s), a second stops
-    at once, and what was acknowledged is still there at the next up.
+    at once, and what was acknowledged is still there at the next up. No port is open but with
+    --listen or [listen] in the configuration.
 
     Example: shmbroker up --instance ticks --detach
+
+    Example: shmbroker up --listen tcp://127.0.0.1:9300
     """
     where = places(instance, data_dir, config)
-    loaded = configuration(where)
+    flags = _listen_flags(listen, insecure)
+    loaded = configuration(where, flags)
     if detach:
         from shmbroker.workers import detached
 
-        pid = detached.start(where, loaded)
-        print(f"broker {where.instance!r} is up: pid {pid}, log {detached.log_path(where, loaded)}")
+        pid = detached.start(where, loaded, flags=flags)
+        log = detached.log_path(where, loaded)
+        print(f"broker {where.instance!r} is up: pid {pid}, log {log}{_bound(where)}")
         return
     from shmbroker.workers.acceptor import UpOptions
     from shmbroker.workers.acceptor_main import run
 
-    ready = f"broker {where.instance!r} is up: data {where.data_dir}; Ctrl+C stops it"
-    code = run(UpOptions(where, loaded), lambda _acceptor: print(ready, file=sys.stderr))
-    raise typer.Exit(code)
+    def ready(_acceptor: object) -> None:
+        text = f"broker {where.instance!r} is up: data {where.data_dir}{_bound(where)}"
+        print(f"{text}; Ctrl+C stops it", file=sys.stderr)
+
+    raise typer.Exit(run(UpOptions(where, loaded), ready))
+
+
+def _listen_flags(listen: str | None, insecure: bool) -> dict[str, Any]:
+    """As keys of the configuration."""
+    flags: dict[str, Any] = {"listen.insecure": insecure or None}
+    flags["listen.unix" if listen == "ipc" else "listen.address"] = (
+        True if listen == "ipc" else listen
+    )
+    return flags
+
+
+def _bound(where: Places) -> str:
+    """What a broker that has just come up listens on, as it says itself."""
+    from shmbroker.workers.broker_state import read_broker_file
+
+    listen = read_broker_file(where).get("listen")
+    return f", listening on {', '.join(listen['control'])}" if listen else ""
 
 
 def down(

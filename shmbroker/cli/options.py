@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,11 +79,11 @@ def places(
     return Places.find(instance, data_dir=data_dir, config=config)
 
 
-def configuration(where: Places) -> LoadedConfig:
+def configuration(where: Places, flags: Mapping[str, Any] | None = None) -> LoadedConfig:
     """The configuration of a broker at these places; ConfigError names what is wrong."""
     from shmbroker.config import load
 
-    return load(where.config_file)
+    return load(where.config_file, flags=flags)
 
 
 def connect(instance: str | None, data_dir: Path | None, timeout: float) -> Client:

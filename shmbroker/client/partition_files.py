@@ -8,10 +8,19 @@ batch that reaches into it is put together from both. Not thread-safe.
 from __future__ import annotations
 
 import os
+from typing import Protocol
 
 from shmbroker._core.reader import PartitionReader, RecordBatch
 from shmbroker.log import names
 from shmbroker.log.reader import SegmentReader, open_shared
+
+
+class Limits(Protocol):
+    """What says how far a partition's files may be read."""
+
+    @property
+    def end(self) -> int: ...
+    def file_limit(self) -> tuple[int, int, int, int]: ...
 
 
 class PartitionFiles:
@@ -37,7 +46,7 @@ class PartitionFiles:
         head = self._head(reader.position, base, end)
         return reader.take(head, generation, ring_position)
 
-    def offset_for_time(self, reader: PartitionReader, timestamp_ms: int) -> int:
+    def offset_for_time(self, reader: Limits, timestamp_ms: int) -> int:
         """An offset not far in front of the first record of that time, if there is one."""
         base, end, _, _ = reader.file_limit()
         found = self._segments.offset_for_time(timestamp_ms, (base, end))
@@ -73,4 +82,4 @@ class PartitionFiles:
         return following, position
 
 
-__all__ = ["PartitionFiles"]
+__all__ = ["Limits", "PartitionFiles"]

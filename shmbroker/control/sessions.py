@@ -103,6 +103,10 @@ class Sessions:
         """An id for a new ring."""
         return self._take("ingress")
 
+    def next_client(self) -> int:
+        """An id for a client that is not kept here."""
+        return self._take("client")
+
     def add_ring(self, client: Client, ring: Ring) -> None:
         """The ring exists now."""
         client.rings[ring.ingress] = self.rings[ring.ingress] = ring

@@ -315,8 +315,9 @@ def test_loopback_is_what_only_this_host_can_reach(host: str, only_here: bool) -
 
 
 def test_who_is_given_up_before_it_could_speak_is_an_error() -> None:
-    error = refused(flags={"listen.heartbeat_ms": "8s", "listen.dead_ms": "5s"})
-    assert "listen.heartbeat_ms <= listen.dead_ms" in str(error)
+    error = refused(flags={"listen.heartbeat_ms": "3s", "listen.dead_ms": "5s"})
+    assert "listen.heartbeat_ms doubled (6s) is more than listen.dead_ms (5s)" in str(error)
+    assert refused(flags={"listen.dead_ms": "5s"}).key == "listen.dead_ms"
 
 
 # Topic settings
