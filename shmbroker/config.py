@@ -111,6 +111,7 @@ class ListenSection:
     address: str = _key("", "address", words=("",))
     ingress_port: int | Literal["auto"] = _key("auto", "count", high=65_535, words=("auto",))
     data_port: int | Literal["auto"] = _key("auto", "count", high=65_535, words=("auto",))
+    events_port: int | Literal["auto"] = _key("auto", "count", high=65_535, words=("auto",))
     unix: bool = _key(False, "bool")
     keys: str = _key("", "word", words=("",), free_text=True)
     insecure: bool = _key(False, "bool")

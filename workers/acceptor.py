@@ -159,6 +159,7 @@ class Acceptor:
             self.options.places.token_file.unlink(missing_ok=True)
             return
         self.remote.open()
+        self.events.listen(self.listening, loaded)
         write_private(places.token_file, self.listening.token.encode() + b"\n")
         if self.listening.is_insecure:
             _log.warning(

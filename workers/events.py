@@ -21,6 +21,10 @@ from typing import Final
 
 import zmq
 
+from shmbroker.addresses import format_tcp
+from shmbroker.config import LoadedConfig
+from shmbroker.control.listening import Listening
+from shmbroker.control.zap import guard
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop, Timer
 from shmbroker.workers.routing import bind_unix
@@ -66,6 +70,29 @@ class Events:
         self._doors.append(door)
         self._loop.watch(door.socket, lambda: self._readable(door))
         return door.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def listen(self, listening: Listening, loaded: LoadedConfig) -> None:
+        """Serves programs elsewhere, who show the data token. ConfigError when that can't be."""
+        secret = listening.data_token.encode()
+        at = listening.tcp("events")
+
+        def configure(sock: zmq.Socket[bytes]) -> None:
+            listen = loaded.config.listen
+            sock.setsockopt(zmq.HEARTBEAT_IVL, listen.heartbeat_ms)
+            sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, listen.dead_ms)
+            sock.setsockopt(zmq.HANDSHAKE_IVL, listen.dead_ms)
+            sock.setsockopt(zmq.IPV6, int(":" in listening.ip))
+            if listening.curve is not None:
+                guard(sock, listening.curve)
+
+        if at is not None:
+            try:
+                self.bind(format_tcp(*at), secret, configure)
+            except zmq.ZMQError as error:
+                problem = f"{format_tcp(*at)} can't be bound: {error}"
+                raise loaded.refused("listen.events_port", problem, "another port") from None
+        if listening.unix:
+            self.bind(f"ipc://{listening.unix['events']}", secret)
 
     def send(self, messages: Iterable[tuple[bytes, bytes]]) -> None:
         """To everybody who subscribed to a beginning of the first frame; never waits."""

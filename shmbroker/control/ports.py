@@ -29,11 +29,12 @@ LISTEN_FILE: Final = "listen.json"
 _EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST: Final = 10_000  # below it stand the ports that other programs have by name
 _TRIES: Final = 1_000
-_NAMES: Final = ("control", "ingress", "data")
+NAMES: Final = ("control", "ingress", "data", "events")
 _KEYS: Final = {
     "control": "listen.address",
     "ingress": "listen.ingress_port",
     "data": "listen.data_port",
+    "events": "listen.events_port",
 }
 
 
@@ -44,6 +45,7 @@ class Ports:
     control: int
     ingress: int
     data: int
+    events: int
 
 
 class ListenFile:
@@ -64,14 +66,14 @@ class ListenFile:
         return str(token)
 
     def ports(self, loaded: LoadedConfig, host: str) -> Ports:
-        """The three ports, free at this moment. ConfigError names the one that is not.
+        """The four ports, free at this moment. ConfigError names the one that is not.
 
         `host`: as a number; `*` for every address.
         """
         asked = _asked(loaded)
         kept = self._found.get("ports")
         chosen: dict[str, int] = {}
-        for name in _NAMES:
+        for name in NAMES:
             port = asked[name]
             if port == 0:
                 old = kept.get(name) if isinstance(kept, dict) else None
@@ -98,9 +100,10 @@ def _asked(loaded: LoadedConfig) -> dict[str, int]:
     assert listen.tcp is not None
     first = listen.tcp[1]
     asked = {"control": first}
-    for steps, (name, port) in enumerate(
-        (("ingress", listen.ingress_port), ("data", listen.data_port)), start=1
-    ):
+    others = {
+        "ingress": listen.ingress_port, "data": listen.data_port, "events": listen.events_port,
+    }  # fmt: skip
+    for steps, (name, port) in enumerate(others.items(), start=1):
         asked[name] = (first + steps if first else 0) if port == "auto" else port
         if asked[name] > PORT_MAX:
             raise loaded.refused(
@@ -176,4 +179,4 @@ def resolve(loaded: LoadedConfig, host: str) -> str:
     return str(found[0][4][0])
 
 
-__all__ = ["LISTEN_FILE", "ListenFile", "Ports", "resolve"]
+__all__ = ["LISTEN_FILE", "NAMES", "ListenFile", "Ports", "resolve"]

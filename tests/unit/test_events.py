@@ -14,8 +14,11 @@ import zmq
 
 from shmbroker.client.pressure import Spot
 from shmbroker.client.remote.pressure import HeardPressures
+from shmbroker.config import Places, load
 from shmbroker.control import pressure_messages as pm
+from shmbroker.control.listening import plan_listening
 from shmbroker.control.pressure import PartitionPressure
+from shmbroker.errors import ConfigError
 from shmbroker.workers.events import QUEUE_MESSAGES, REFUSED_MAX, Events
 from shmbroker.workers.loop import Loop
 
@@ -205,6 +208,31 @@ def test_a_subscription_that_ends_is_served_no_more(station: Station) -> None:
     station.turn()
     assert {one.recv_multipart()[0] for _ in range(1)} == {pm.SNAPSHOT}
     assert not one.poll(50)
+
+
+def test_programs_elsewhere_hear_it_with_the_token_that_control_gave_them(
+    station: Station, isolated_env: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "broker.toml"
+    file.write_text('[listen]\naddress = "tcp://127.0.0.1:0"\nunix = true\n')
+    places = Places.find("t", env=isolated_env)
+    places.make_runtime_dir()
+    places.data_dir.mkdir(parents=True)
+    loaded = load(file, {})
+    listening = plan_listening(places, loaded)
+    assert listening is not None
+    station.events.listen(listening, loaded)
+    tcp, unix = listening.endpoints()["events"]
+    assert (tcp[:16], unix[:6]) == ("tcp://127.0.0.1:", "ipc://")
+    assert Path(unix.removeprefix("ipc://")).stat().st_mode & 0o777 == 0o600
+    token = listening.data_token.encode()
+    heard = [station.hearing(endpoint, secret=token) for endpoint in (tcp, unix)]
+    strangers = [station.hearing(endpoint, secret=b"t") for endpoint in (tcp, unix)]
+    for one in heard:
+        station.until(lambda one=one: one.receive() is not None and one.complete, "not heard")
+    assert not any(stranger.receive() or stranger.complete for stranger in strangers)
+    with pytest.raises(ConfigError, match=r"events_port.*can't be bound"):
+        station.events.listen(listening, loaded)
 
 
 def test_silence_is_said_after_a_while(station: Station) -> None:
