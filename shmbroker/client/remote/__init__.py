@@ -1,1 +1,1 @@
-"""A broker elsewhere: the connection to it over a network, and what producers and consumers use of it."""
+"""The client of a broker elsewhere: the same classes over ZeroMQ and TCP."""
