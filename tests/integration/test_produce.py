@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from shmbroker.client.client import Client
 
 
+@pytest.fixture(params=["local", "ipc", "tcp"])
+def reach(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 def values(client: Client, topic: str) -> list[bytes | None]:
     found: list[bytes | None] = []
     with client.consumer(topic, start="earliest") as consumer:
@@ -136,6 +141,7 @@ def test_a_killed_writer_costs_a_pause(broker: Broker) -> None:
         assert values(client, "pause") == [b"%d" % i for i in range(1000)]
 
 
+@pytest.mark.parametrize("reach", ["local"])
 def test_a_ring_that_a_killed_writer_had_made_and_not_put_in_is_in_nobody_s_way(
     broker: Broker,
 ) -> None:
