@@ -241,6 +241,7 @@ class RemoteConnection(Connection):
         self._desk.close()
         self._link.close()
         if self._closed:
+            self._link.forget()
             self._mirror.close()
             if self._heard is not None:
                 self._heard.close()

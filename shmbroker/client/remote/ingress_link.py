@@ -101,6 +101,11 @@ class IngressLink:
             self._send(self._session.send(Goodbye()))
         self.close(linger_ms=_LINGER_MS)
 
+    def forget(self) -> None:
+        """After the last `close`: what is not answered never will be."""
+        self._waiting.clear()
+        self._session = IngressClient()
+
     def receive(self) -> None:
         """Takes what has come. Never waits."""
         self._look_at_monitor()
