@@ -150,9 +150,13 @@ class Places:
         if not self._too_long(path):
             return str(path)
         link = self._short_link()
-        if not os.path.lexists(link) and not path.exists():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        self._link()
+        if not os.path.lexists(link):  # never made again where it was: the broker may just remove it
+            if path.exists():
+                self._link()
+            if not path.exists():  # it has gone, and would not know of our link
+                self.remove_short_link()
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        self._check_link()
         return str(link / name)
 
     def make_short_link(self) -> None:
@@ -171,6 +175,11 @@ class Places:
         _private_dir(link.parent)
         with contextlib.suppress(FileExistsError):
             link.symlink_to(self.runtime_dir)
+        self._check_link()
+
+    def _check_link(self) -> None:
+        """FileNotFoundError when it has gone meanwhile; ConfigError when it is another's."""
+        link = self._short_link()
         if os.readlink(link) != str(self.runtime_dir):
             raise ConfigError(
                 f"leads to {os.readlink(link)} and not to {self.runtime_dir}; remove it",

@@ -85,6 +85,8 @@ class Connection:
     """See the module. Every method is thread-safe."""
 
     park: Mapping  # the park words, writable
+    ring_bytes: int = 1 << 20  # of an ingress ring, before a batch needs a larger one
+    batch_bytes: int = 128 << 10  # of a batch under load; 64 to 256 KiB measure alike
     attachment: Any  # an Identity, with what else the subclass's broker tells
 
     def __init__(self, *, timeout: float, reconnect_s: float) -> None:

@@ -45,6 +45,8 @@ _PROGRAM: Final = program_name()
 class RemoteConnection(Connection):
     """See the module."""
 
+    ring_bytes = 8 << 20
+    batch_bytes = 512 << 10  # each costs some steps in Python here and in ingress
     attachment: RemoteAttachment
 
     def __init__(

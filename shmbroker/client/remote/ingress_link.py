@@ -204,7 +204,7 @@ class IngressLink:
 
     def _send(self, parts: Parts) -> None:
         assert self.socket is not None
-        self.socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+        self.socket.send_multipart(parts, zmq.NOBLOCK)
         self._said_s = time.monotonic()
 
     def _failed(self, error: ShmbrokerError | None) -> None:
