@@ -16,6 +16,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from shmbroker.cli.waiting_view import STYLES, pressure, sentences
 from shmbroker.units import about_bytes as size
 from shmbroker.units import about_s as duration
 
@@ -47,6 +48,7 @@ def render(found: Mapping[str, Any], width: int, before: Before | None = None) -
             f"{size(memory['table_bytes'])}; /dev/shm has {size(memory['shm_free_bytes'])} free"
         ),
     ]  # fmt: skip
+    lines += sentences(found)
     tables = [_processes(found, width), _partitions(found, width, before), _clients(found, width)]
     parts: list[RenderableType] = [*lines]
     for table in tables:
@@ -70,8 +72,8 @@ def _processes(found: Mapping[str, Any], width: int) -> Table | None:
 
 
 def _partitions(found: Mapping[str, Any], width: int, before: Before | None) -> Table | None:
-    head = ["partition", "writer", "state", "offsets", "unsynced", "segments", "io", "ring",
-            "waits for"]  # fmt: skip
+    head = ["partition", "writer", "state", "pressure", "offsets", "unsynced", "segments", "io",
+            "ring", "waits for"]  # fmt: skip
     rows = [_partition(p) for p in found["partitions"]]
     if before is not None:
         head.insert(3, "records/s")
@@ -100,6 +102,7 @@ def _partition(p: Mapping[str, Any]) -> tuple[Any, ...]:
         f"{p['topic']}-{p['partition']}",
         p["writer"],
         state.removesuffix(": "),
+        pressure(p),
         f"{p['log_start_offset']}-{p['log_end_offset']}" if "log_end_offset" in p else "-",
         p["log_end_offset"] - p["durable_offset"] if "durable_offset" in p else "-",
         len(segments) if isinstance(segments, list) else segments,
@@ -163,6 +166,8 @@ def _style(row: Sequence[str], head: Sequence[str], name: str) -> str:
     text = row[list(head).index(name)]
     if name == "state" and not text.startswith(("online", "up", "running", "ready", "-")):
         return "yellow" if text.startswith("opening") else "red"
+    if name == "pressure":
+        return STYLES.get(text.partition(" ")[0], "")
     return "bold" if name == head[0] else ""
 
 
