@@ -221,6 +221,7 @@ class RemoteControl:
             "heartbeat_ms": listen.heartbeat_ms,
             "dead_ms": listen.dead_ms,
             "runtime_dir": str(broker["runtime_dir"]),
+            "pressure": broker["pressure"],
             **{name: broker[name] for name in ("instance", "data_dir_id", "boot_id", "broker_pid")},
             **door.tells,
         }
