@@ -15,14 +15,14 @@ import re
 import resource
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from shmbroker.config import LoadedConfig, Places
 from shmbroker.log.iomode import detect_io_mode
+from shmbroker.workers import doctor_network
+from shmbroker.workers.finding import Finding
 
-State = Literal["good", "better", "stops"]
 _SHM: Final = Path("/dev/shm")
 _SHM_MIN_BYTES: Final = 4 << 20
 _SHM_GOOD_BYTES: Final = 3 << 30  # the automatic budget is a quarter of it, at most 1 GiB
@@ -32,17 +32,6 @@ _SYS_FUTEX_WAITV: Final = 449  # the same number on every architecture
 _KERNEL_MIN: Final = (5, 4)  # pidfd_open, RWF_DSYNC, memfd seals
 _LOGIND_ROOTS: Final = ("/usr/lib", "/etc")
 _SLOW_CLOCKS: Final = frozenset({"hpet", "acpi_pm", "refined-jiffies", "jiffies"})
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. `gain` and `how` are empty where all is good."""
-
-    name: str
-    state: State
-    found: str
-    gain: str = ""  # what would be gained, or what is in the way
-    how: str = ""
 
 
 def examine(places: Places, loaded: LoadedConfig) -> Iterator[Finding]:
@@ -248,6 +237,7 @@ def _runtime_directory(places: Places, _loaded: LoadedConfig) -> Finding:
 _CHECKS: Final[tuple[Callable[[Places, LoadedConfig], Finding], ...]] = (
     _kernel, _futex_waitv, _dev_shm, _data_directory, _runtime_directory, _direct_io, _io_scheduler,
     _memlock, _open_files, _cores, _cpu_frequency, _clock, _remove_ipc,
+    doctor_network.listen, doctor_network.keys, doctor_network.connections,
 )  # fmt: skip
 
 

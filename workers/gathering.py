@@ -50,6 +50,7 @@ def _listen(acceptor: Acceptor, told: Mapping[str, Mapping[str, Any]]) -> dict[s
         return None
     return described | {
         "keys_refused": acceptor.remote.keys_refused,
+        "hellos_refused": acceptor.remote.hellos_refused,
         "workers": acceptor.front_ends.describe(told),
         "clients": acceptor.remote.status(),
     }

@@ -73,6 +73,7 @@ class RemoteControl:
         self._doors: list[_Door] = []
         self._gate: Gate | None = None
         self._looking = False
+        self.hellos_refused = 0  # without the token, or with a wrong one
 
     def open(self) -> None:
         """Binds what is asked for; ConfigError when that can't be."""
@@ -176,6 +177,8 @@ class RemoteControl:
     def _do(
         self, door: _Door, identity: bytes, key: str, request: messages.Request, answer: Answer
     ) -> None:
+        if door.has_keys and self._gate is not None and not self._gate.knows(key):
+            raise errors.AuthenticationFailed(f"the key {key!r} is authorised no more")
         if request.op == "hello":
             answer(self._hello(door, identity, key, request))
             return
@@ -232,6 +235,7 @@ class RemoteControl:
             return
         told = (given or "").encode("utf-8", "replace")
         if not hmac.compare_digest(told, self._listening.token.encode()):
+            self.hellos_refused += 1
             problem = "the token is wrong" if given else "a token is needed"
             raise errors.AuthenticationFailed(
                 f"{problem}: the broker's user finds it in the file `token` of its runtime "

@@ -34,6 +34,9 @@ cdef extern from "layout.h" nogil:
         shmb_a64 write_ns
         shmb_a64 durable_position
 
+    struct shmb_writer_head:
+        uint32_t writer
+
     struct shmb_receipts_head:
         shmb_a64 tail
         shmb_a64 receipts
@@ -106,6 +109,11 @@ cdef extern from "producer_lanes.h" nogil:
         SHMB_WHY_GONE
         SHMB_WHY_CLOSED
 
+    enum shmb_foreign:
+        SHMB_OWN
+        SHMB_FOREIGN_CHAINED
+        SHMB_FOREIGN_SINGLE
+
     struct shmb_mailbox:
         int fd
     struct shmb_watch:
@@ -134,6 +142,8 @@ cdef extern from "producer_lanes.h" nogil:
         SHMB_PUT_NEW_ID
         SHMB_PUT_NO_MEMORY
         SHMB_PUT_DETACHED
+        SHMB_PUT_STALE
+        SHMB_PUT_REFUSED
 
     struct shmb_pbatch:
         uint32_t py_refs
@@ -143,7 +153,8 @@ cdef extern from "producer_lanes.h" nogil:
         int32_t error
         int32_t cause
         int32_t unlooked
-        uint32_t resent
+        uint16_t resent
+        int32_t base_sequence
         int32_t epoch
         uint64_t chain
         int64_t first_timestamp
@@ -184,6 +195,9 @@ cdef extern from "producer_lanes.h" nogil:
         int32_t epoch
         int32_t sequence
         int32_t failed_error
+        int32_t failed_sequence
+        uint32_t broken
+        uint8_t foreign
         uint32_t in_flight
         uint64_t chain
         uint32_t stale
@@ -283,6 +297,14 @@ cdef extern from "producer_move.h" nogil:
     shmb_put shmb_pbatch_republish(shmb_pbatch *b, const shmb_ingress *old)
 
 
+cdef extern from "producer_relay.h" nogil:
+    int64_t shmb_batch_producer_id(const uint8_t *batch)
+    int32_t shmb_batch_base_sequence(const uint8_t *batch)
+    void shmb_lane_make_foreign(shmb_lane *l, shmb_foreign kind, int64_t producer_id)
+    shmb_put shmb_lane_relay(shmb_lane *l, const uint8_t *data, uint32_t length, uint16_t acks, shmb_watch *w,
+                             shmb_pbatch **out, int *stir, uint64_t *tail, uint64_t *receipts)
+
+
 cdef extern from "producer_thread.h" nogil:
     struct shmb_tender_state "shmb_tender":
         shmb_a32 interval_us
@@ -304,8 +326,8 @@ cdef class Mailbox:
     cdef shmb_mailbox *m
     cdef uint32_t _generation          # fork generation that made it
 
-    cdef list take(self)
-    cdef int put(self, what) except -1
+    cpdef list take(self)
+    cpdef int put(self, what) except -1
     cdef shmb_watch *watch(self, what) except NULL
 
 
@@ -349,6 +371,7 @@ cdef class Held
 
 cdef class Lanes:
     cdef readonly str name             # of the topic
+    cdef str id                        # of the topic, where another one of that name will not do
     cdef Sender sender
     cdef int32_t partitions
     cdef int32_t sticky                # partition of records without a key, until its batch is sealed
@@ -359,6 +382,7 @@ cdef class Lanes:
     cdef shmb_lane *lane(self, int32_t partition) except NULL
     cdef int32_t choose(self, const shmb_item *item)
     cdef int grow(self) except -1
+    cdef place(self, int32_t partition)
     cdef int find_again(self, shmb_lane *lane, int32_t partition) except -1
 
 
@@ -382,6 +406,8 @@ cdef class Sender:
     cdef int64_t max_block_ns
     cdef int64_t delivery_ns
 
+    cdef int foreign                   # enum shmb_foreign of its lanes
+    cdef object moved                  # called when its lanes have moved to other rings, or None
     cdef int on_full                   # FULL_*
     cdef int64_t said_ns               # when dropped records were last warned of
     cdef int64_t unsaid                # dropped since then
@@ -461,6 +487,23 @@ cdef class LoopMail:
     cdef turn(self, line)
     cdef object watch_room(self, shmb_lane *lane, uint64_t tail, uint64_t receipts, Outlets outlets)
     cdef unwatch_room(self, shmb_lane *lane, future)
+
+
+cdef class RelayedBatch:
+    cdef Lanes lanes
+    cdef shmb_pbatch *b                # one Python reference; NULL: not taken
+    cdef readonly object tag           # the caller's
+
+
+cdef class RelayTopic:
+    cdef Sender sender
+    cdef Lanes lanes
+    cdef Mailbox mailbox               # of outcomes and of room
+    cdef int64_t producer_id           # -1: no sequences
+
+    cdef shmb_lane *lane(self, int32_t partition)
+    cdef int enlarge(self, shmb_lane *lane, uint64_t size) except -1
+    cdef watch_room(self, shmb_lane *lane, room, uint64_t tail, uint64_t receipts)
 
 
 cdef class Spot:

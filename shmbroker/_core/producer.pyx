@@ -86,6 +86,7 @@ include "producer_receipt.pxi"
 include "producer_topic.pxi"
 include "producer_sender.pxi"
 include "producer_columns.pxi"
+include "producer_relay.pxi"
 include "producer_aio.pxi"
 include "producer_sending.pxi"
 

@@ -134,6 +134,7 @@ static __attribute__((noinline)) enum shmb_put shmb_lane_open(struct shmb_lane *
     atomic_store_explicit(&b->refs, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&l->refs, 1, memory_order_relaxed);
     b->lane = l;
+    b->acks = l->acks;
     b->base_offset = -1;
     b->born_ns = shmb_coarse_ns();
     l->open = b;
@@ -243,8 +244,8 @@ static enum shmb_put shmb_lane_seal(struct shmb_lane *l)
     l->last = b;
     shmb_publish32(&b->state, SHMB_PB_PUBLISHED);
     l->in_flight++;
-    shmb_ingress_publish(g, bytes, l->acks, l->slot_index, l->slot_epoch, b->chain);
-    if (l->acks == SHMB_ACKS_NONE)
+    shmb_ingress_publish(g, bytes, b->acks, l->slot_index, l->slot_epoch, b->chain);
+    if (b->acks == SHMB_ACKS_NONE)
         shmb_pbatch_settle_watches(b);
     o->sealed_ticks = shmb_ticks();
     o->batches++;

@@ -66,7 +66,7 @@ static inline enum shmb_put shmb_pbatch_republish(struct shmb_pbatch *b, const s
     } else {
         uint8_t *to = (uint8_t *)(shmb_ingress_frame(g) + 1);
         memcpy(to, from + 1, bytes);
-        if (l->producer_id >= 0 && b->epoch != l->epoch) {
+        if (!l->foreign && l->producer_id >= 0 && b->epoch != l->epoch) {
             b->epoch = l->epoch;
             b->base_sequence = l->sequence;
             l->sequence = (int32_t)(((uint32_t)l->sequence + (uint32_t)b->count) & 0x7fffffffu);
@@ -74,14 +74,15 @@ static inline enum shmb_put shmb_pbatch_republish(struct shmb_pbatch *b, const s
             shmb_put_be32(to + SHMB_BATCH_BASE_SEQUENCE, b->base_sequence);
             shmb_batch_put_crc(to, bytes);
         }
-        b->chain = l->chain;
+        if (!l->foreign)
+            b->chain = l->chain;
         b->frame_position = g->published;
         b->frame_seq = g->next_seq;
         b->next = NULL;
         l->in_flight++;
         o->inflight[b->frame_seq & (g->slots - 1)] = b;
         shmb_publish32(&b->state, SHMB_PB_PUBLISHED);
-        shmb_ingress_publish(g, bytes, l->acks, l->slot_index, l->slot_epoch, b->chain);
+        shmb_ingress_publish(g, bytes, b->acks, l->slot_index, l->slot_epoch, b->chain);
     }
     shmb_unlock(&o->lock);
     return rc;

@@ -43,6 +43,9 @@ cdef class _Move:
             lane = self.lane(at)
             with nogil:
                 shmb_lane_move_end(lane)
+        for sender in {(<Lanes>at[0]).sender for at in self.topics}:
+            if (<Sender>sender).moved is not None:
+                (<Sender>sender).moved()
 
     cdef run(self, bint resend, uint64_t capacity):
         cdef Outlet old
@@ -146,7 +149,7 @@ cdef class _Move:
                 gap = True
                 self.fail(old.o, b, SHMB_PB_UNKNOWN, SHMB_E_UNKNOWN_OUTCOME)
             b = next
-        if gap and lane.producer_id >= 0:
+        if gap and lane.producer_id >= 0 and not lane.foreign:
             lane.epoch += 1
             lane.sequence = 0
 
@@ -167,13 +170,26 @@ cdef class _Move:
                 continue
             lane = b.lane
             lane.in_flight -= 1
-            if b.chain != lane.chain:  # one before it was rejected (invariant 7)
+            if lane.foreign:
+                self.foreign_in_flight(old, b, seq == head, found)
+            elif b.chain != lane.chain:  # one before it was rejected (invariant 7)
                 b.cause = lane.failed_error
                 self.fail(old.o, b, SHMB_PB_FAILED, SHMB_E_EARLIER)
             elif seq == head and (lane.producer_id < 0 or b.epoch != lane.epoch):
                 self.fail(old.o, b, SHMB_PB_UNKNOWN, SHMB_E_UNKNOWN_OUTCOME)  # no sequence that could tell
             else:
                 found.append((old, <size_t>b))
+
+    cdef foreign_in_flight(self, Outlet old, shmb_pbatch *b, bint head, list found):
+        cdef shmb_lane *lane = b.lane
+        if lane.broken and b.chain == lane.chain:
+            b.cause = lane.failed_error
+            self.fail(old.o, b, SHMB_PB_FAILED, SHMB_E_EARLIER)
+        elif head and lane.producer_id < 0:
+            self.fail(old.o, b, SHMB_PB_UNKNOWN, SHMB_E_UNKNOWN_OUTCOME)
+        else:
+            b.resent = 1  # so that a gap before it, whose outcome nobody can tell, makes its own unknown too
+            found.append((old, <size_t>b))
 
     cdef fail(self, shmb_outlet *o, shmb_pbatch *b, int state, int32_t error):
         shmb_lock(&o.lock)
@@ -189,7 +205,7 @@ cdef class _Move:
                 topic.sender.metadata.forget(topic.name)
         for topic, p in self.topics:
             try:
-                info = topic.sender.metadata.partition(topic.name, p)
+                info = topic.place(p)
             except errors.UnknownTopic:
                 self.orphan(topic.lanes[p], errors.UnknownTopic.kafka_code)
                 continue

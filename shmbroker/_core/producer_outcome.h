@@ -10,6 +10,12 @@ static inline void shmb_pbatch_fail(struct shmb_pbatch *b, enum shmb_pbatch_stat
 {
     struct shmb_lane *l = b->lane;
     b->error = error;
+    if (l->foreign) { /* whoever watches it is told; nobody flushes */
+        shmb_publish32(&b->state, state);
+        shmb_pbatch_settle_watches(b);
+        shmb_pbatch_release(b);
+        return;
+    }
     b->unlooked = b->count;
     b->next = NULL;
     if (l->failed_last)
@@ -43,13 +49,22 @@ static inline void shmb_lane_settle(struct shmb_lane *l)
 }
 
 /* The first rejection of a chain ends it, and the epoch of an idempotent lane: what is sealed later begins anew
- * at sequence 0. What was in the ring already is rejected by the writer, with SHMB_E_EARLIER. */
+ * at sequence 0. What was in the ring already is rejected by the writer, with SHMB_E_EARLIER. A foreign producer
+ * raises its epoch by itself: until it does, nothing more of its chain is published (`broken`), since the receipts,
+ * which are the writer's memory of the rejection, are about to be written over. */
 static inline void shmb_lane_rejected(struct shmb_lane *l, struct shmb_pbatch *b, int32_t error)
 {
     if (error == 3)
         l->stale = 1;
     if (error == SHMB_E_EARLIER) {
         b->cause = l->failed_error;
+    } else if (b->chain == l->chain && l->foreign) {
+        if (l->foreign == SHMB_FOREIGN_CHAINED) {
+            l->failed_error = error;
+            l->failed_sequence = b->base_sequence;
+            l->broken = l->producer_id >= 0;
+            l->chain += l->producer_id < 0;
+        }
     } else if (b->chain == l->chain) {
         l->failed_error = error;
         l->chain++;
@@ -73,9 +88,9 @@ static inline void shmb_pbatch_received(struct shmb_pbatch *b, const struct shmb
     }
     b->end_position = r->end_position;
     b->generation = r->generation;
-    if (l->acks != SHMB_ACKS_NONE && r->base_offset >= 0) /* not so of a resend that is long past: known already */
+    if (b->acks != SHMB_ACKS_NONE && r->base_offset >= 0) /* not so of a resend that is long past: known already */
         b->base_offset = r->base_offset;
-    if (l->acks != SHMB_ACKS_DURABLE) {
+    if (b->acks != SHMB_ACKS_DURABLE) {
         shmb_publish32(&b->state, SHMB_PB_DONE);
         shmb_pbatch_settle_watches(b);
         shmb_pbatch_release(b);

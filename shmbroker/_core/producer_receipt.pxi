@@ -240,6 +240,14 @@ cdef object _late(Lanes lanes, shmb_pbatch *b):
         "it may still be appended")
 
 
+cdef object _earlier(str where, cause):
+    error = errors.EarlierRejected(
+        f"{where}: an earlier batch of this producer was rejected ({cause}), so this one went with it; "
+        "send it again")
+    error.__cause__ = cause
+    return error
+
+
 cdef object _error_of(shmb_pbatch *b, Lanes lanes):
     """A new exception that says what became of the batch."""
     partition = b.lane.partition
@@ -249,12 +257,7 @@ cdef object _error_of(shmb_pbatch *b, Lanes lanes):
             f"whether {b.count} records for {where} were appended can't be settled: the partition was "
             "recovered or went offline before they were durable; look at its end, then send again")
     if b.error == SHMB_E_EARLIER:
-        cause = errors.from_code(b.cause, "", topic=lanes.name, partition=partition)
-        error = errors.EarlierRejected(
-            f"{where}: an earlier batch of this producer was rejected ({cause}), so this one went with it; "
-            "send it again")
-        error.__cause__ = cause
-        return error
+        return _earlier(where, errors.from_code(b.cause, "", topic=lanes.name, partition=partition))
     if b.error == SHMB_E_FULL:
         return errors.BufferFull(f"the ring to the writer of {where} was full, and the record was dropped "
                                  "(on_full=\"drop\")")

@@ -7,7 +7,7 @@ cdef class Sender:
     """One producer's state, shared with its receipts."""
 
     def __init__(self, connection, metadata, Outlets outlets, *, acks, compression, linger_ms, max_block_ms,
-                 delivery_timeout_ms, idempotent, batch_bytes, on_full="block"):
+                 delivery_timeout_ms, idempotent, batch_bytes, on_full="block", foreign=0):
         self.generation = shmb_fork_generation
         self.connection = connection
         self.metadata = metadata
@@ -17,6 +17,7 @@ cdef class Sender:
         self.acks = _ACKS[acks]
         self.codec = CODECS.index(compression or "none")
         self.idempotent = idempotent
+        self.foreign = foreign
         self.producer_id = -1
         self.batch_bytes = batch_bytes
         self.linger_ms = linger_ms

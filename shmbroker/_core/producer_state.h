@@ -59,6 +59,14 @@ struct shmb_watch {
     enum shmb_why why;
 };
 
+/* Whose records a lane carries. A foreign lane's batches come whole from somewhere else, with producer id, epoch
+ * and sequences of a producer there, which nobody here changes (producer_relay.h). */
+enum shmb_foreign {
+    SHMB_OWN = 0,
+    SHMB_FOREIGN_CHAINED, /* a rejection takes the rest of its producer epoch along */
+    SHMB_FOREIGN_SINGLE,  /* each batch for itself: the sequences alone decide */
+};
+
 struct shmb_lane;
 
 struct shmb_pbatch {
@@ -74,7 +82,8 @@ struct shmb_pbatch {
     uint64_t frame_position;  /* in the ring, for a resend */
     uint32_t frame_bytes;
     int32_t error;            /* number of errors.py; 0: none */
-    uint32_t resent;          /* may be in the log already, further back than the broker remembers */
+    uint16_t acks;
+    uint16_t resent;          /* may be in the log already, further back than the broker remembers */
     int32_t cause;            /* with SHMB_E_EARLIER: what the earlier batch met */
     int32_t unlooked;         /* failed records whose receipts nobody has looked at */
     int32_t base_sequence;
@@ -121,7 +130,7 @@ struct shmb_lane {
     int32_t partition;
     uint32_t slot_index;
     uint32_t slot_epoch;
-    uint16_t acks;
+    uint16_t acks;                 /* of what is sealed here; of a foreign lane each batch has its own */
     uint16_t codec;                /* SHMB_COMPRESSION_* */
     uint32_t batch_limit;          /* bytes of a batch; at most max.message.bytes and what the ring holds */
     uint32_t batch_want;           /* bytes after which a batch is sealed though more would be allowed */
@@ -130,9 +139,11 @@ struct shmb_lane {
     int32_t epoch;                 /* of this producer in this partition; above 32767: a new id is needed */
     int32_t sequence;              /* of the next record */
     int32_t failed_error;          /* what broke the last chain */
+    int32_t failed_sequence;       /* of a foreign lane: base sequence of the batch that did */
     uint32_t in_flight;            /* at most SHMB_IN_FLIGHT_MAX */
     uint64_t chain;                /* chain.h: number of the lane in this process, and of its rejections */
     uint32_t stale;                /* a receipt said that the partition is elsewhere: ask again */
+    uint32_t broken;               /* of a foreign lane: nothing more of this epoch is published */
     shmb_a32 busy;                 /* being compressed: nobody may touch the open batch */
     struct shmb_pbatch *open;
     uint8_t *base;                 /* the open batch: header, then records */
@@ -143,7 +154,7 @@ struct shmb_lane {
     uint8_t in_ring;               /* the open batch grows in the ring */
     uint8_t full;                  /* takes no more records, waits for room in the ring */
     uint8_t compressed;            /* what stands between base + header and at is compressed */
-    uint8_t spare;
+    uint8_t foreign;               /* enum shmb_foreign */
     uint64_t opened_ticks;
     struct shmb_lane *next_open, *prev_open;
     struct shmb_pbatch *waiting, *waiting_last; /* received, not yet durable; in order */
@@ -165,6 +176,8 @@ enum shmb_put {
     SHMB_PUT_NEW_ID,    /* the producer's epochs are used up */
     SHMB_PUT_NO_MEMORY,
     SHMB_PUT_DETACHED,  /* the broker has dropped this ring */
+    SHMB_PUT_STALE,     /* the partition is elsewhere, or gone: ask again */
+    SHMB_PUT_REFUSED,   /* an earlier batch of this chain was rejected */
 };
 
 /* A new lane's first chain: unique in this process, and so in every ring of it. */
@@ -232,7 +245,7 @@ static inline uint32_t shmb_pbatch_state(const struct shmb_pbatch *b) { return s
 static inline int shmb_pbatch_settled(const struct shmb_pbatch *b)
 {
     uint32_t state = shmb_pbatch_state(b);
-    return state >= SHMB_PB_DONE || (b->lane->acks == SHMB_ACKS_NONE && state >= SHMB_PB_PUBLISHED);
+    return state >= SHMB_PB_DONE || (b->acks == SHMB_ACKS_NONE && state >= SHMB_PB_PUBLISHED);
 }
 
 #endif

@@ -25,7 +25,7 @@
 #include <pthread.h>
 #include <signal.h>
 
-#include "producer_move.h"
+#include "producer_relay.h"
 
 struct shmb_tender {
     shmb_a32 lock;               /* guards `outlets` */

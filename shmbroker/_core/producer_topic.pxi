@@ -9,6 +9,7 @@ cdef class Lanes:
         self._generation = shmb_fork_generation
         self.sender = sender
         self.name = info.name
+        self.id = info.id if sender.foreign else None
         self.max_bytes = int(info.config.get("max.message.bytes", _DEFAULT_MAX_BYTES))
         self.partitions = len(info.partitions)
         self.lanes = <shmb_lane **>calloc(max(self.partitions, 1), sizeof(shmb_lane *))
@@ -37,6 +38,14 @@ cdef class Lanes:
             if lane != NULL and lane.open == NULL:  # its batch is sealed: another partition's turn
                 self.sticky = <int32_t>(rand_r(&_seed) % self.partitions)
         return self.sticky
+
+    cdef place(self, int32_t partition):
+        """Where the partition is (PartitionInfo). UnknownTopic, also when it is another topic of the same name
+        and the lanes are of this one only."""
+        info = self.sender.metadata.partition(self.name, partition)
+        if self.id is not None and self.sender.metadata.get(self.name).id != self.id:
+            raise errors.UnknownTopic(self.name)
+        return info
 
     def has(self, partition):
         """Asks the broker if need be; raises UnknownTopic without that partition."""
@@ -84,7 +93,7 @@ cdef class Lanes:
                 return lane
             if shmb_observe32(outlets.epoch) != outlets.confirmed:
                 outlets.confirm(None)
-            info = sender.metadata.partition(self.name, partition)
+            info = self.place(partition)
             if sender.idempotent and sender.producer_id < 0:
                 sender.producer_id = sender.connection.request("init_producer")["producer_id"]
             outlet = outlets.get(info.writer)
@@ -105,7 +114,7 @@ cdef class Lanes:
 
     cdef int find_again(self, shmb_lane *lane, int32_t partition) except -1:
         self.sender.metadata.forget(self.name)
-        info = self.sender.metadata.partition(self.name, partition)  # UnknownTopic: it was deleted
+        info = self.place(partition)  # UnknownTopic: it was deleted
         lane.stale = 0
         try:
             outlet = self.sender.outlets.get(info.writer)
@@ -117,7 +126,8 @@ cdef class Lanes:
                 with nogil:
                     shmb_lane_wait_busy(lane)
             _place(self, lane, info, outlet, True)
-            lane.epoch += 1
-            lane.sequence = 0
+            if not lane.foreign:
+                lane.epoch += 1
+                lane.sequence = 0
             shmb_lane_move_end(lane)
         return 0

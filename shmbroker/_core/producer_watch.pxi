@@ -20,7 +20,7 @@ cdef class Mailbox:
             self.take()
             shmb_mailbox_release(self.m)
 
-    cdef list take(self):
+    cpdef list take(self):
         """(object, why) of all that came, oldest first."""
         cdef shmb_watch *w = shmb_mailbox_take(self.m)
         cdef shmb_watch *next
@@ -33,7 +33,7 @@ cdef class Mailbox:
             w = next
         return found
 
-    cdef int put(self, what) except -1:
+    cpdef int put(self, what) except -1:
         """Mails something at once."""
         shmb_watch_mail(self.watch(what), SHMB_WHY_SETTLED)
         return 0

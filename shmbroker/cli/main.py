@@ -95,7 +95,18 @@ def _main(
 
 
 def _register() -> None:
-    from shmbroker.cli import backup, broker, config, consume, demo, doctor, log, produce, topic
+    from shmbroker.cli import (
+        backup,
+        broker,
+        config,
+        consume,
+        demo,
+        doctor,
+        keys,
+        log,
+        produce,
+        topic,
+    )
 
     app.command("up")(broker.up)
     app.command("down")(broker.down)
@@ -108,6 +119,7 @@ def _register() -> None:
     app.add_typer(log.app, name="log")
     app.command("backup")(backup.backup)
     app.command("restore")(backup.restore)
+    app.add_typer(keys.app, name="keys")
     app.add_typer(config.app, name="config")
     _say_exit_codes(app)
 

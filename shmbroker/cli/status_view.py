@@ -42,6 +42,7 @@ def render(found: Mapping[str, Any], width: int, before: Before | None = None) -
                       f"{found['broker_pid']}, up {duration(found['uptime_s'])}{adopted}"),
         Text(f"data {found['data_dir']} (id {found['data_dir_id'][:8]})"),
         Text("endpoints " + ", ".join(found["endpoints"].values())),
+        *_listening(found.get("listen")),
         Text(
             f"memory {size(memory['used_bytes'])} of {size(memory['budget_bytes'])}: log rings "
             f"{size(memory['log_bytes'])}, ingress rings {size(memory['ingress_bytes'])}, tables "
@@ -55,6 +56,26 @@ def render(found: Mapping[str, Any], width: int, before: Before | None = None) -
         if table is not None:
             parts += [Text(""), table]
     return Group(*parts)
+
+
+def _listening(listen: Mapping[str, Any] | None) -> list[Text]:
+    """What programs elsewhere reach; nothing where nothing listens."""
+    if not listen:
+        return []
+    safe = "CURVE and TLS" if listen["curve"] else "a token"
+    where = "; ".join(
+        f"{name} {', '.join(listen[name])}" for name in ("control", "ingress", "data")
+    )
+    workers = ", ".join(
+        f"{w['name']} {w['state']}"
+        + (f" with {w['connections']} connections" if "connections" in w else "")
+        for w in listen["workers"]
+    )
+    refused = f", {listen['keys_refused']} keys refused" if listen["keys_refused"] else ""
+    return [
+        Text(f"listening, with {safe}: {where}"),
+        Text(f"from elsewhere: {len(listen['clients'])} clients{refused}; {workers}"),
+    ]
 
 
 def _processes(found: Mapping[str, Any], width: int) -> Table | None:

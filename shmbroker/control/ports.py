@@ -16,6 +16,7 @@ import json
 import random
 import secrets
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ LISTEN_FILE: Final = "listen.json"
 _EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST: Final = 10_000  # below it stand the ports that other programs have by name
 _TRIES: Final = 1_000
+_PREDECESSOR_S: Final = 1.0
+_LOOK_EVERY_S: Final = 0.02
 NAMES: Final = ("control", "ingress", "data", "events")
 _KEYS: Final = {
     "control": "listen.address",
@@ -68,7 +71,8 @@ class ListenFile:
     def ports(self, loaded: LoadedConfig, host: str) -> Ports:
         """The four ports, free at this moment. ConfigError names the one that is not.
 
-        `host`: as a number; `*` for every address.
+        `host`: as a number; `*` for every address. Waits a moment for a port in use: a killed
+        broker's workers give theirs back when they are gone, a little after it.
         """
         asked = _asked(loaded)
         kept = self._found.get("ports")
@@ -81,11 +85,18 @@ class ListenFile:
             elif port in chosen.values():
                 raise loaded.refused(_KEYS[name], f"port {port} is asked for twice")
             else:
+                _wait_free(host, port)
                 _require_free(loaded, host, port, _KEYS[name])
             chosen[name] = port
         if 0 in asked.values():
             self._keep("ports", chosen)
         return Ports(**chosen)
+
+    def check(self, loaded: LoadedConfig, host: str) -> None:
+        """ConfigError if a port that is asked for by its number is not free now."""
+        for name, port in _asked(loaded).items():
+            if port:
+                _require_free(loaded, host, port, _KEYS[name])
 
     def _keep(self, name: str, value: Any) -> Any:
         if self._found.get(name) != value:
@@ -115,7 +126,7 @@ def _asked(loaded: LoadedConfig) -> dict[str, int]:
 
 
 def _pick(loaded: LoadedConfig, host: str, taken: set[int], old: object) -> int:
-    if isinstance(old, int) and old not in taken and _problem(host, old) is None:
+    if isinstance(old, int) and old not in taken and _wait_free(host, old):
         return old
     for port in _candidates():
         if port not in taken and _problem(host, port) is None:
@@ -150,6 +161,16 @@ def _require_free(loaded: LoadedConfig, host: str, port: int, key: str) -> None:
         key, way_out = "listen.address", "an address of this host; * is every one"
         reason = f"can't be bound: {host} is no address of this host"
     raise loaded.refused(key, f"{format_tcp(host, port)} {reason}", way_out)
+
+
+def _wait_free(host: str, port: int) -> bool:
+    """Whether the port is free, or is so before long."""
+    deadline = time.monotonic() + _PREDECESSOR_S
+    while (error := _problem(host, port)) is not None:
+        if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
+            return False
+        time.sleep(_LOOK_EVERY_S)
+    return True
 
 
 def _problem(host: str, port: int) -> OSError | None:

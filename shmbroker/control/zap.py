@@ -4,7 +4,7 @@ libzmq asks at every CURVE handshake, over `inproc://zeromq.zap.01` of its conte
 peer by itself whose own key is not sound. Belongs to one context and one thread, which calls
 `answer` whenever `socket` can be read: the acceptor's for control, the ingress process' for
 batches. The directory is looked at again when it has changed, so a key that was taken away opens
-no new connection; one that stands stays until it ends.
+no new connection; on those that stand `knows` tells.
 
 Invariants: whatever is not CURVE with a key of that directory is refused; nothing raises.
 """
@@ -32,6 +32,7 @@ class Gate:
         self._directory = KeyDirectory(authorized.parent)
         self._authorized = authorized
         self._stamp: tuple[int, ...] = ()
+        self._changed_ns = -1  # of the directory itself
         self._names: dict[bytes, str] = {}  # by public key in Z85
         self.refused = 0
         self.socket = context.socket(zmq.ROUTER)
@@ -58,6 +59,17 @@ class Gate:
             self._stamp = stamp
             self._names = {key: name for name, key in self._directory.clients().items()}
         return self._names
+
+    def knows(self, name: str) -> bool:
+        """Whether a key of that name may still come: cheap, to be asked at each message."""
+        try:
+            changed_ns = os.stat(self._authorized).st_mtime_ns
+        except OSError:
+            changed_ns = -1
+        if changed_ns != self._changed_ns:
+            self._changed_ns = changed_ns
+            self.names()
+        return name in self._names.values()
 
     def close(self) -> None:
         """After the sockets behind it."""

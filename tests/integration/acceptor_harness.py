@@ -99,10 +99,15 @@ class Broker:
         self.places = places
         self.pid = 0
 
-    def up(self) -> None:
-        """Starts it; raises why not."""
+    def up(self, **flags: Any) -> None:
+        """Starts it; raises why not. `flags` are keys of `[listen]`."""
+        given = {f"listen.{key}": value for key, value in flags.items()}
         self.pid = detached.start(
-            self.places, load(self.places.config_file), writer_module="fake_writer"
+            self.places,
+            load(self.places.config_file, flags=given),
+            writer_module="fake_writer",
+            front_module="fake_front",
+            flags=given,
         )
 
     def peer(self, **claim: Any) -> Peer:

@@ -121,6 +121,7 @@ class Broker:
         self.maps: list[tuple[int, int]] = []
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.names: list[str] = []
+        self.makings: dict[str, int] = {}
         self.log = ctypes.create_string_buffer(self.keep_bytes)
         self.park = self._create("p", shm.KIND_PARK, 0, shm.PARK_BYTES)
         size = shm.table_bytes(SLOTS_MAX)
@@ -164,6 +165,10 @@ class Broker:
         self.threads[i] = thread
         thread.start()
         return {"ingress": i, "capacity": capacity, "slots": slots}
+
+    def id_of(self, topic: str) -> str:
+        """Its topic id in hex; `makings` counts how often it was made anew."""
+        return f"{[*self.topics].index(topic):016x}{self.makings.get(topic, 0):016x}"
 
     @property
     def writer(self) -> Fake:
@@ -246,9 +251,9 @@ class FakeConnection:
         self.broker.stop_writer(args["ingress"])
         return {}
 
-    def _metadata(self, names: list[str]) -> dict[str, Any]:
+    def _metadata(self, names: list[str] | None) -> dict[str, Any]:
         said = {}
-        for name in names:
+        for name in self.broker.topics if names is None else names:
             if name in self.broker.topics:
                 partitions, config = self.broker.topics[name]
                 where = []
@@ -263,7 +268,7 @@ class FakeConnection:
                             "directory": "",
                         }
                     )
-                said[name] = {"id": "0" * 32, "config": config, "partitions": where}
+                said[name] = {"id": self.broker.id_of(name), "config": config, "partitions": where}
         return said
 
     def table(self, writer: int) -> Any:

@@ -17,6 +17,7 @@ runner = CliRunner()
 LOOKED_AT = {
     "kernel", "futex_waitv", "/dev/shm", "data directory", "runtime directory", "O_DIRECT",
     "I/O scheduler", "memlock", "open files", "cores", "cpu frequency", "clock", "RemoveIPC",
+    "listen", "keys", "connections",
 }  # fmt: skip
 
 

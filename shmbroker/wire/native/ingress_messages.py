@@ -56,7 +56,7 @@ class Produce:
     topic_id: bytes  # 16 bytes, from the metadata: a topic made anew is another one
     partition: int
     writer: int  # of the partition by the metadata: whose credit this takes
-    batch: bytes
+    batch: bytes | memoryview  # as it came: never copied here
     acks: Acks = Acks.DURABLE
 
 
@@ -124,7 +124,8 @@ class Failed:
 
 FromClient = Produce | Goodbye | Heartbeat
 FromBroker = Acknowledged | Refused | WriterCredit | Heartbeat | HelloAgain | Closing | Failed
-Parts = list[bytes]
+Part = bytes | memoryview  # a batch may be a view of the socket's own memory
+Parts = list[Part]
 MAX_HEADER_BYTES: Final = HEAD_BYTES + max(
     ACKNOWLEDGEMENTS * _ENTRY.size, _U64.size + problem.MAX_BYTES
 )
@@ -163,7 +164,7 @@ def _encode(message: FromClient | FromBroker, session: int) -> Parts:
     return [_HEAD.pack(message.kind, acks, bytes(2), word, session) + rest, *batch]
 
 
-def decode_from_client(parts: Sequence[bytes]) -> tuple[FromClient, int]:
+def decode_from_client(parts: Sequence[Part]) -> tuple[FromClient, int]:
     """(message, session) out of the frames behind the peer's identity."""
     kind, acks, word, session, rest = _open(parts, (Produce.kind,))
     if kind == Produce.kind:
@@ -173,8 +174,7 @@ def decode_from_client(parts: Sequence[bytes]) -> tuple[FromClient, int]:
             raise InvalidRequest(f"acks {acks}; there are {[*map(int, Acks)]}")
         _check_batch(parts[1], InvalidRequest)
         correlation, topic_id, partition = _PRODUCE.unpack(rest)
-        batch = bytes(parts[1])
-        return Produce(correlation, topic_id, partition, word, batch, Acks(acks)), session
+        return Produce(correlation, topic_id, partition, word, parts[1], Acks(acks)), session
     _check_bare(kind, acks, word, rest)
     if kind == Goodbye.kind:
         return Goodbye(), session
@@ -214,7 +214,7 @@ def decode_from_broker(parts: Sequence[bytes]) -> tuple[FromBroker, int]:
     return bare[kind], session
 
 
-def _open(parts: Sequence[bytes], with_batch: tuple[int, ...]) -> tuple[int, int, int, int, bytes]:
+def _open(parts: Sequence[Part], with_batch: tuple[int, ...]) -> tuple[int, int, int, int, bytes]:
     """(type, acks, word, session, the rest of the header)."""
     if not parts or not HEAD_BYTES <= len(parts[0]) <= MAX_HEADER_BYTES:
         raise InvalidRequest(f"a header of {len(parts[0]) if parts else 0} bytes")
@@ -223,7 +223,7 @@ def _open(parts: Sequence[bytes], with_batch: tuple[int, ...]) -> tuple[int, int
         raise InvalidRequest(f"bytes that must be zero are {zero.hex()}")
     if len(parts) != (2 if kind in with_batch else 1):
         raise InvalidRequest(f"a message of type {kind} in {len(parts)} frames")
-    return kind, acks, word, session, parts[0][HEAD_BYTES:]
+    return kind, acks, word, session, bytes(parts[0][HEAD_BYTES:])
 
 
 def _check_bare(kind: int, acks: int, word: int, rest: bytes) -> None:
@@ -231,7 +231,7 @@ def _check_bare(kind: int, acks: int, word: int, rest: bytes) -> None:
         raise InvalidRequest(f"a message of type {kind} with more in it than there may be")
 
 
-def _check_batch(batch: bytes, error: type[Exception]) -> None:
+def _check_batch(batch: Part, error: type[Exception]) -> None:
     """Only its length and its format: the writer validates the rest (DESIGN.md, invariant 15)."""
     size = len(batch)
     if not BATCH_OVERHEAD_BYTES <= size <= BATCH_BYTES:
@@ -252,6 +252,7 @@ __all__ = [
     "Goodbye",
     "Heartbeat",
     "HelloAgain",
+    "Part",
     "Parts",
     "Produce",
     "Refused",

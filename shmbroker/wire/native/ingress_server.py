@@ -27,6 +27,7 @@ from shmbroker.wire.native.ingress_messages import (
     FromClient,
     Goodbye,
     HelloAgain,
+    Part,
     Parts,
     Produce,
     Refused,
@@ -75,7 +76,7 @@ class IngressServer:
         self.welcome: Welcome | None = None
         self.farewell: Parts = []  # once `receive_message` has raised
 
-    def receive_message(self, parts: Sequence[bytes]) -> Event:
+    def receive_message(self, parts: Sequence[Part]) -> Event:
         """What the frames behind the identity mean. A Hello begins anew, whatever was before.
 
         Raises InvalidRequest, UnsupportedVersion or AuthenticationFailed when the session is over,
@@ -140,7 +141,7 @@ class IngressServer:
 
     # --- what the client sends ---
 
-    def _greeted(self, parts: Sequence[bytes]) -> Hello:
+    def _greeted(self, parts: Sequence[Part]) -> Hello:
         if len(parts) != 1:
             raise InvalidRequest(f"a greeting in {len(parts)} frames")
         hello = greeting.decode_hello(INGRESS_MAGIC, bytes(parts[0]))
@@ -154,7 +155,7 @@ class IngressServer:
         self.version, self.state = version, State.ASKED
         return hello
 
-    def _received_message(self, parts: Sequence[bytes]) -> Event:
+    def _received_message(self, parts: Sequence[Part]) -> Event:
         message, session = ingress_messages.decode_from_client(parts)
         if self.state is not State.OPEN or session != self._session:
             self._answering = session
