@@ -64,7 +64,7 @@ def _listening(listen: Mapping[str, Any] | None) -> list[Text]:
         return []
     safe = "CURVE and TLS" if listen["curve"] else "a token"
     where = "; ".join(
-        f"{name} {', '.join(listen[name])}" for name in ("control", "ingress", "data")
+        f"{name} {', '.join(listen[name])}" for name in ("control", "ingress", "data", "events")
     )
     workers = ", ".join(
         f"{w['name']} {w['state']}"

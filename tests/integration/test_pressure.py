@@ -9,12 +9,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
-from slow_disk import SlowDisk
 
 from shmbroker import Pressure, errors
 from shmbroker.client.metadata import TopicPartition
@@ -33,33 +31,14 @@ def eventually(condition: Callable[[], Any], what: Callable[[], Any]) -> None:
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> SlowDisk:
-    return SlowDisk(tmp_path)
-
-
-@pytest.fixture
-def slow_broker(
-    disk: SlowDisk, isolated_env: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
-) -> Iterator[Any]:
-    """A broker with a small ring and a disk that can be made slow."""
-    (conftest,) = [
-        plugin
-        for plugin in request.config.pluginmanager.get_plugins()
-        if getattr(plugin, "__file__", "") == str(Path(__file__).parent / "conftest.py")
-    ]
+def broker_config() -> str:
+    """A small ring, so that a slow disk fills it soon."""
     config = '[broker]\nwriters = 1\n[memory]\nbudget_bytes = "16MiB"\nring_max_bytes = "1MiB"\n'
-    config += '[log]\nmax.message.bytes = "256KiB"\n[pressure]\nstalled_ms = "300ms"\n'
-    made = conftest.Broker(isolated_env | disk.env, tmp_path, config)
-    made.start()
-    try:
-        yield made
-    finally:
-        disk.fast()
-        made.finish()
+    return config + '[log]\nmax.message.bytes = "256KiB"\n[pressure]\nstalled_ms = "300ms"\n'
 
 
 @pytest.fixture
-def hear(request: pytest.FixtureRequest) -> Iterator[Callable[[Any], Callable[[str], Any]]]:
+def hear() -> Iterator[Callable[[Any], Callable[[str], Any]]]:
     """Hears the events channel as a remote client does: `hear(client)` gives what is known of a
     topic's partition 0."""
     context = zmq.Context()
@@ -100,7 +79,7 @@ def flood(producer: Any, topic: str, stop: threading.Event) -> threading.Thread:
 
 
 def test_a_slow_disk_throttles_its_producers_who_can_say_why(
-    slow_broker: Any, disk: SlowDisk, hear: Any
+    slow_broker: Any, disk: Any, hear: Any
 ) -> None:
     with slow_broker.client() as client, slow_broker.client() as other:
         client.create_topic("t")
@@ -140,7 +119,7 @@ def test_a_slow_disk_throttles_its_producers_who_can_say_why(
             assert "nobody waits" in slow_broker.run("status").stdout
 
 
-def test_a_disk_that_stands_still_is_a_stall(slow_broker: Any, disk: SlowDisk) -> None:
+def test_a_disk_that_stands_still_is_a_stall(slow_broker: Any, disk: Any) -> None:
     with slow_broker.client() as client:
         client.create_topic("t")
         with client.producer() as producer:
@@ -159,7 +138,7 @@ def test_a_disk_that_stands_still_is_a_stall(slow_broker: Any, disk: SlowDisk) -
             receipt.result(10)
 
 
-def test_drop_counts_are_exact_beside_a_slow_disk(slow_broker: Any, disk: SlowDisk) -> None:
+def test_drop_counts_are_exact_beside_a_slow_disk(slow_broker: Any, disk: Any) -> None:
     with slow_broker.client() as client:
         client.create_topic("t")
         with client.producer(on_full="drop", acks="memory") as producer:
@@ -194,7 +173,7 @@ def test_a_consumer_that_does_not_read_throttles_nobody(slow_broker: Any) -> Non
 
 
 def test_who_sends_to_another_partition_behind_a_stuck_batch_is_told_of_it(
-    slow_broker: Any, disk: SlowDisk
+    slow_broker: Any, disk: Any
 ) -> None:
     with slow_broker.client() as client:
         client.create_topic("stuck")
