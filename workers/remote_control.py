@@ -163,7 +163,7 @@ class RemoteControl:
 
     def _add(self, sock: zmq.Socket[bytes], listening: Listening, *, is_tcp: bool) -> None:
         tells: dict[str, Any] = {"data_token": listening.data_token, "curve": False}
-        for name in ("ingress", "data"):
+        for name in ("ingress", "data", "events"):
             endpoint = listening.tcp_endpoint(name)
             tells[name] = [endpoint] if is_tcp else listening.unix_endpoints(name)
         has_keys = is_tcp and listening.keys is not None
@@ -231,6 +231,7 @@ class RemoteControl:
             "heartbeat_ms": listen.heartbeat_ms,
             "dead_ms": listen.dead_ms,
             "runtime_dir": str(broker["runtime_dir"]),
+            "pressure": broker["pressure"],
             **{name: broker[name] for name in ("instance", "data_dir_id", "boot_id", "broker_pid")},
             **door.tells,
         }

@@ -16,6 +16,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from shmbroker.cli.waiting_view import STYLES, pressure, sentences
+from shmbroker.units import about_bytes as size
+from shmbroker.units import about_s as duration
+
 _PIPE_WIDTH: Final = 500  # nothing is left out or wrapped
 _GAP: Final = 3
 
@@ -45,6 +49,7 @@ def render(found: Mapping[str, Any], width: int, before: Before | None = None) -
             f"{size(memory['table_bytes'])}; /dev/shm has {size(memory['shm_free_bytes'])} free"
         ),
     ]  # fmt: skip
+    lines += sentences(found)
     tables = [_processes(found, width), _partitions(found, width, before), _clients(found, width)]
     parts: list[RenderableType] = [*lines]
     for table in tables:
@@ -59,7 +64,7 @@ def _listening(listen: Mapping[str, Any] | None) -> list[Text]:
         return []
     safe = "CURVE and TLS" if listen["curve"] else "a token"
     where = "; ".join(
-        f"{name} {', '.join(listen[name])}" for name in ("control", "ingress", "data")
+        f"{name} {', '.join(listen[name])}" for name in ("control", "ingress", "data", "events")
     )
     workers = ", ".join(f"{w['name']} {w['state']}{_used(w)}" for w in listen["workers"])
     refused = f", {listen['keys_refused']} keys refused" if listen["keys_refused"] else ""
@@ -92,8 +97,8 @@ def _processes(found: Mapping[str, Any], width: int) -> Table | None:
 
 
 def _partitions(found: Mapping[str, Any], width: int, before: Before | None) -> Table | None:
-    head = ["partition", "writer", "state", "offsets", "unsynced", "segments", "io", "ring",
-            "waits for"]  # fmt: skip
+    head = ["partition", "writer", "state", "pressure", "offsets", "unsynced", "segments", "io",
+            "ring", "waits for"]  # fmt: skip
     rows = [_partition(p) for p in found["partitions"]]
     if before is not None:
         head.insert(3, "records/s")
@@ -122,6 +127,7 @@ def _partition(p: Mapping[str, Any]) -> tuple[Any, ...]:
         f"{p['topic']}-{p['partition']}",
         p["writer"],
         state.removesuffix(": "),
+        pressure(p),
         f"{p['log_start_offset']}-{p['log_end_offset']}" if "log_end_offset" in p else "-",
         p["log_end_offset"] - p["durable_offset"] if "durable_offset" in p else "-",
         len(segments) if isinstance(segments, list) else segments,
@@ -185,32 +191,13 @@ def _style(row: Sequence[str], head: Sequence[str], name: str) -> str:
     text = row[list(head).index(name)]
     if name == "state" and not text.startswith(("online", "up", "running", "ready", "-")):
         return "yellow" if text.startswith("opening") else "red"
+    if name == "pressure":
+        return STYLES.get(text.partition(" ")[0], "")
     return "bold" if name == head[0] else ""
 
 
 def _fill(used: int, capacity: int) -> str:
     return f"{size(used)} of {size(capacity)}" if capacity else "-"
-
-
-def size(n: int) -> str:
-    """Bytes, for people."""
-    value = float(n)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
-
-
-def duration(seconds: float) -> str:
-    """A time, for people."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = int(seconds) // 60
-    if minutes < 120:
-        return f"{minutes} min"
-    hours = minutes // 60
-    return f"{hours} h" if hours < 48 else f"{hours // 24} days"
 
 
 def _cpus(cpus: Sequence[int]) -> str:
