@@ -263,7 +263,8 @@ cdef class Sender:
         """Warns of what was dropped since the last warning."""
         if self.unsaid:
             count, self.unsaid = self.unsaid, 0
-            _log.warning("%d records were dropped (on_full=\"drop\")%s", count, where)
+            were = "record was" if count == 1 else "records were"
+            _log.warning("%d %s dropped (on_full=\"drop\")%s", count, were, where)
 
     def places(self):
         """Where the partitions are that were sent to: (topic, partition, writer, slot, slot epoch) each."""
