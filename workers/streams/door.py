@@ -59,7 +59,7 @@ class Door:
             if connection.family != socket.AF_UNIX:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            found.append((connection, "%s:%d" % address[:2] if address else "unix"))
+            found.append((connection, f"{address[0]}:{address[1]}" if address else "unix"))
         return found
 
     def transport(self, connection: socket.socket) -> Transport:
