@@ -45,6 +45,11 @@ class Door:
         """For epoll."""
         return self._socket.fileno()
 
+    @property
+    def port(self) -> int:
+        """Of TCP, as the kernel chose it."""
+        return int(self._socket.getsockname()[1])
+
     def accept(self) -> list[tuple[socket.socket, str]]:
         """Who has come. Raises OSError when this process has no descriptor left for them."""
         found: list[tuple[socket.socket, str]] = []
