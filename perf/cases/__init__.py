@@ -16,6 +16,7 @@ from shmbroker.perf.cases import (
     send_loop,
     send_many,
     startup,
+    stream,
 )
 
 #: In the order of the issue's table.
@@ -31,6 +32,7 @@ ALL: Final[tuple[Case, ...]] = (
     *startup.CASES,
     *recovery.CASES,
     *idle.CASES,
+    *stream.CASES,
     *many_partitions.CASES,
 )
 
