@@ -12,10 +12,12 @@ from shmbroker.perf.cases import (
     idle,
     many_partitions,
     recovery,
+    remote_consume,
     round_trip,
     send_loop,
     send_many,
     startup,
+    stream,
 )
 
 #: In the order of the issue's table.
@@ -31,6 +33,8 @@ ALL: Final[tuple[Case, ...]] = (
     *startup.CASES,
     *recovery.CASES,
     *idle.CASES,
+    *stream.CASES,
+    *remote_consume.CASES,
     *many_partitions.CASES,
 )
 
