@@ -66,16 +66,20 @@ def _listening(listen: Mapping[str, Any] | None) -> list[Text]:
     where = "; ".join(
         f"{name} {', '.join(listen[name])}" for name in ("control", "ingress", "data", "events")
     )
-    workers = ", ".join(
-        f"{w['name']} {w['state']}"
-        + (f" with {w['connections']} connections" if "connections" in w else "")
-        for w in listen["workers"]
-    )
+    workers = ", ".join(f"{w['name']} {w['state']}{_used(w)}" for w in listen["workers"])
     refused = f", {listen['keys_refused']} keys refused" if listen["keys_refused"] else ""
     return [
         Text(f"listening, with {safe}: {where}"),
         Text(f"from elsewhere: {len(listen['clients'])} clients{refused}; {workers}"),
     ]
+
+
+def _used(worker: Mapping[str, Any]) -> str:
+    """By how many, if the worker has said so."""
+    for name in ("connections", "sessions"):
+        if name in worker:
+            return f" with {worker[name]} {name}"
+    return ""
 
 
 def _processes(found: Mapping[str, Any], width: int) -> Table | None:
