@@ -126,12 +126,11 @@ class Sessions:
         """Everything that has come to a socket, up to a round, and the answers to it."""
         for _ in range(_ROUND):
             try:
-                frame = sock.recv(zmq.NOBLOCK, copy=False)
+                identity = sock.recv(zmq.NOBLOCK)
             except zmq.Again:
                 break
-            identity = frame.bytes
-            parts: list[Part] = []
-            while frame.more:
+            parts: list[Part] = [sock.recv(zmq.NOBLOCK)]
+            while sock.getsockopt(zmq.RCVMORE):
                 frame = sock.recv(zmq.NOBLOCK, copy=False)
                 parts.append(frame.bytes if len(frame) <= _SMALL_BYTES else frame.buffer)
             self._take(sock, identity, parts)

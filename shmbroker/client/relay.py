@@ -150,10 +150,9 @@ class Relay:
         if way is None:
             way = self._ways[key] = _Way(topic_id, producer_id)
         size = len(batch)
-        entry = _Entry(way, partition, batch, size, acks, base_sequence, tag)
         self.held_bytes += size
         self.unsettled += 1
-        self._route(entry)
+        self._route(_Entry(way, partition, batch, size, acks, base_sequence, tag))
 
     def take(self) -> Taken:
         """What has happened since; to be called when `fd` is readable, and after a round of `put`.
