@@ -41,6 +41,7 @@ cdef extern from "layout.h" nogil:
         shmb_a64 durable_position
         shmb_a64 durable_offset
         shmb_a64 log_start_offset
+        shmb_a32 current_epoch "leader_epoch"
 
     uint32_t shmb_park_appended(uint32_t writer, uint32_t slot)
     uint32_t shmb_park_durable(uint32_t writer, uint32_t slot)
@@ -73,6 +74,12 @@ cdef extern from "logring.h" nogil:
                       uint64_t *position)
     void shmb_slot_flush_segment(const shmb_slot *slot, int64_t *base_offset,
                                  uint64_t *base_position, uint64_t *durable_position)
+
+
+cdef extern from "uptake.h" nogil:
+    struct shmb_uptake:                # how far a feed's reader is
+        pass
+    void shmb_uptake_tell(shmb_uptake *u, uint64_t position)
 
 
 cdef extern from "park.h" nogil:
@@ -187,6 +194,7 @@ cdef class PartitionReader:
     cdef shmb_log_view _view           # object NULL: no ring mapped
     cdef bint _tracked                 # _ring_position is that of `position`
     cdef uint64_t _ring_position
+    cdef shmb_uptake *_uptake          # the feed's, that _open_ring keeps; NULL: a broker's ring
     cdef uint32_t _seen_state          # by the last fetch: a wait ends when they differ
     cdef uint64_t _seen_generation
     cdef uint32_t _seen_slot_epoch
@@ -204,6 +212,10 @@ cdef class PartitionReader:
     cdef void _moved(self, const Span *span) noexcept
     cdef int _map(self) except -1
     cdef void _unmap(self) noexcept
+
+
+cdef class SharedReader(PartitionReader):
+    pass
 
 
 cdef class RecordStream:

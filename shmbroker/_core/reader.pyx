@@ -141,5 +141,6 @@ shmb_signal_look_ns = 0 if os.environ.get("SHMBROKER_PARK_FOREVER") else 500_000
 include "reader_records.pxi"
 include "reader_arrow.pxi"
 include "reader_partition.pxi"
+include "reader_shared.pxi"
 include "reader_stream.pxi"
 include "reader_watch.pxi"

@@ -31,6 +31,7 @@ cdef class PartitionReader:
         self.slot_epoch = slot_epoch
         self._table = table
         self._open_ring = open_ring
+        self._uptake = NULL
         self._slot = shmb_table_slot(<void *>address, slot)
         self._park_word = (shmb_park_appended(writer, slot) if self.appended
                            else shmb_park_durable(writer, slot))
@@ -124,6 +125,8 @@ cdef class PartitionReader:
                 or self._seen_slot_epoch != self.slot_epoch):
             return None
         self.unborn = False
+        if self._uptake != NULL and self._tracked:  # what was fetched before is handed out, or back
+            shmb_uptake_tell(self._uptake, self._ring_position)
         while True:
             end = self._visible()
             if (self.position >= end

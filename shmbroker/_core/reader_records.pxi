@@ -201,7 +201,7 @@ cdef class RecordBatch:
 
     @property
     def raw(self):
-        return self._raw[self._begin:]
+        return self._raw[self._begin:self._end]
 
     def __len__(self):
         return self._length

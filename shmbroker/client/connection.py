@@ -26,7 +26,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
 
@@ -43,6 +43,10 @@ from shmbroker.errors import (
     TimedOut,
 )
 from shmbroker.places import Places
+
+if TYPE_CHECKING:
+    from shmbroker.client.metadata import Metadata
+    from shmbroker.client.source import Source
 
 # What a program may want to know and need not act upon, so nothing above INFO: what it must know is
 # raised where it waits.
@@ -212,6 +216,12 @@ class Connection:
         a = self.attachment
         name = f"{a.prefix}-{suffix}"
         return shm.open_existing(name, kind, a.boot_id, a.dir_id, writable=writable)
+
+    def source(self, metadata: Metadata) -> Source:
+        """Where one consumer's records come from."""
+        from shmbroker.client.local_source import LocalSource  # not for who only produces
+
+        return LocalSource(self, metadata)
 
     def wake_all(self) -> None:
         """Wakes every park word: all waits of this instance look at their conditions again."""

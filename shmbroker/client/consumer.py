@@ -62,8 +62,7 @@ class Consumer(Positions):
             info = client.metadata.get(topic)
             wanted = range(len(info.partitions)) if partitions is None else partitions
             for number in dict.fromkeys(wanted):
-                place = client.metadata.partition(topic, number)
-                self._all.append(self._reader(place, isolation == "appended"))
+                self._all.append(self._source.reader(topic, number, isolation == "appended"))
         self._readers = list(self._all)
         self._closed = False
         try:
@@ -119,9 +118,8 @@ class Consumer(Positions):
         self._connection.notify()
         self._await_leave()
         for reader in self._all:
-            reader.close()
-        for files in self._files.values():
-            files.close()
+            self._source.drop(reader)
+        self._source.close()
 
     def __enter__(self) -> Self:
         self._connection.check("this consumer")

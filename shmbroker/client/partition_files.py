@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from typing import Protocol
 
-from shmbroker._core.reader import PartitionReader, RecordBatch
+from shmbroker._core.reader import PartitionReader, RecordBatch, SharedReader
 from shmbroker.log import names
-from shmbroker.log.reader import SegmentReader, open_shared
+from shmbroker.log.reader import OPEN_MAX, SegmentReader, Span, open_shared
 
 
 class Limits(Protocol):
@@ -26,10 +26,10 @@ class Limits(Protocol):
 class PartitionFiles:
     """The segments of one partition, for what is no longer in its ring."""
 
-    def __init__(self, directory: str) -> None:
-        """Opens nothing yet."""
+    def __init__(self, directory: str, open_max: int = OPEN_MAX) -> None:
+        """Opens nothing yet, and at most `open_max` segments at a time."""
         self.directory = directory
-        self._segments = SegmentReader(directory)
+        self._segments = SegmentReader(directory, open_max)
 
     def close(self) -> None:
         """Closes all files; what comes after opens them again."""
@@ -37,14 +37,30 @@ class PartitionFiles:
 
     def fetch(self, reader: PartitionReader, most: int) -> RecordBatch | None:
         """The next records from the files, or from where file and ring meet; moves the reader."""
-        base, end, ring_position, generation = reader.file_limit()
+        base, end, _, generation = reader.file_limit()
         raw = self._segments.fetch(reader.position, most, (base, end))
-        if raw:
-            return reader.take(raw, generation)
+        return reader.take(raw, generation) if raw else self.seam(reader)
+
+    def span(self, reader: SharedReader, offset: int, most: int) -> Span | None:
+        """Where the next batches stand, for sendfile; None where `seam` may have the next one. The
+        descriptor is good until the next call. Doesn't move the reader."""
+        base, end, _, generation = reader.file_limit()
+        found = self._segments.span(offset, most, (base, end))
+        return found if reader.generation == generation else None
+
+    def seam(self, reader: PartitionReader) -> RecordBatch | None:
+        """The records of the batch where file and ring meet; moves the reader."""
+        base, end, ring_position, generation = reader.file_limit()
         # The batch ends in the block that is being rewritten: its head is in the file, its rest in
         # the ring, whose index may know nothing of it when the ring is new.
         head = self._head(reader.position, base, end)
         return reader.take(head, generation, ring_position)
+
+    def where(self, reader: PartitionReader, offset: int) -> tuple[str, int]:
+        """(path, position) of where the batch of `offset` should begin, for an error."""
+        base, end, _, _ = reader.file_limit()
+        _, position = self._whole_until(offset, base, end)
+        return os.path.join(self.directory, names.file_name(base, names.LOG)), position
 
     def offset_for_time(self, reader: Limits, timestamp_ms: int) -> int:
         """An offset not far in front of the first record of that time, if there is one."""

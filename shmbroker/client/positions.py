@@ -13,8 +13,9 @@ from typing import Literal, TypeVar
 from shmbroker._core import reader as core
 from shmbroker._core.reader import PartitionReader
 from shmbroker.client.metadata import TopicPartition
-from shmbroker.client.reading import Reading, key_of
-from shmbroker.errors import TimedOut
+from shmbroker.client.reading import Reading
+from shmbroker.client.source import Ends, key_of
+from shmbroker.errors import ClosedError, TimedOut
 
 Place = Literal["latest", "earliest"] | int | datetime
 Start = Place | Mapping[int, int]
@@ -55,22 +56,23 @@ class Positions(Reading):
             else:
                 readers = self._all
             self._unbuffer()
-            for reader, where in [(r, self._offset_for(r, offset)) for r in readers]:
-                reader.seek(where)
+            for reader, where in zip(readers, self._offsets_for(readers, offset), strict=True):
+                self._source.seek(reader, where)
 
         self._do(move, attached=not isinstance(offset, int))
 
     def beginning_offsets(self) -> dict[TopicPartition, int]:
         """The first offset of each partition that may be read, inclusive."""
-        return self._each(lambda r: r.log_start_offset)
+        return {key: ends.start for key, ends in self._do(self._ends).items()}
 
     def end_offsets(self) -> dict[TopicPartition, int]:
         """One past the last offset that this consumer's isolation lets it see."""
-        return self._each(lambda r: r.end)
+        return {key: ends.end for key, ends in self._do(self._ends).items()}
 
     def lag(self) -> dict[TopicPartition, int]:
         """How many offsets there are from the position to the end."""
-        return self._each(lambda r: max(0, r.end - self._position(r)))
+        ends = self._do(self._ends)
+        return self._each(lambda r: max(0, ends[key_of(r)].end - self._position(r)))
 
     def offsets_for_time(self, when: datetime | int) -> dict[TopicPartition, int | None]:
         """The first offset whose timestamp is `when` (datetime, or ms since 1970 UTC) or later.
@@ -110,9 +112,12 @@ class Positions(Reading):
                 self._rebind(epoch)
             elif not self._wait(deadline_ns):
                 raise TimedOut(f"{waits[0].topic}-{waits[0].partition} is still being recovered")
-        for reader in self._all:
-            asked = start[reader.partition] if isinstance(start, Mapping) else start
-            reader.seek(self._offset_for(reader, asked))
+        if isinstance(start, Mapping):
+            found = [self._offsets_for([r], start[r.partition])[0] for r in self._all]
+        else:
+            found = self._offsets_for(self._all, start)
+        for reader, where in zip(self._all, found, strict=True):
+            self._source.seek(reader, where)
 
     def _check_start(self, start: Start) -> None:
         if isinstance(start, int) and len(self._all) > 1:
@@ -131,36 +136,63 @@ class Positions(Reading):
                     f"{sorted(numbered)}"
                 )
 
-    def _offset_for(self, reader: PartitionReader, asked: Place) -> int:
+    def _ends(self) -> dict[TopicPartition, Ends]:
+        return self._source.ends(self._all)
+
+    def _offsets_for(self, readers: list[PartitionReader], asked: Place) -> list[int]:
+        """Where `asked` is in each of them."""
         if isinstance(asked, datetime):
-            found = self._offset_for_time(reader, _ms(asked))
-            return reader.end if found is None else found
+            found = [self._offset_for_time(r, _ms(asked)) for r in readers]
+            if None not in found:
+                return [where for where in found if where is not None]
+            ends = self._source.ends(readers)
+            return [
+                ends[key_of(r)].end if where is None else where
+                for r, where in zip(readers, found, strict=True)
+            ]
         if isinstance(asked, int) and not isinstance(asked, bool):
             if asked < 0:
                 raise ValueError(f"offsets begin at 0: {asked}")
-            return asked
-        if asked == "latest":
-            return reader.end
-        if asked == "earliest":
-            return reader.log_start_offset
-        raise ValueError(f"{asked!r} is no place: 'latest', 'earliest', an offset or a datetime")
+            return [asked] * len(readers)
+        if asked not in ("latest", "earliest"):
+            raise ValueError(
+                f"{asked!r} is no place: 'latest', 'earliest', an offset or a datetime"
+            )
+        ends = self._source.ends(readers)
+        return [ends[key_of(r)][0 if asked == "earliest" else 1] for r in readers]
 
     def _offset_for_time(self, reader: PartitionReader, timestamp_ms: int) -> int | None:
-        position, epoch = reader.position, reader.leader_epoch
+        first = self._source.before_time(reader, timestamp_ms)
+        if first is None:
+            return None
+        end = self._source.ends([reader])[key_of(reader)].end
+        probe = self._source.probe(reader)
         try:
-            first = self._files_of(reader).offset_for_time(reader, timestamp_ms)
-            reader.seek(max(first, reader.log_start_offset))
-            while reader.position < reader.end:
-                batch = self._fetch_one(reader)
+            self._source.seek(probe, first)
+            while probe.position < end:
+                batch = self._fetch_one(probe)
                 if batch is None:
-                    return None
+                    if probe.position < probe.end or not self._await_more(probe):
+                        return None
+                    continue
                 for offset, stamp in zip(batch.offsets(), batch.timestamps(), strict=True):
                     if stamp >= timestamp_ms:
                         return offset
             return None
         finally:
-            reader.seek(position)
-            reader.leader_epoch = epoch
+            self._source.drop(probe)
+
+    def _await_more(self, reader: PartitionReader) -> bool:
+        """Waits for what a reader does not have yet; False when the attachment changed instead."""
+        readers, self._readers = self._readers, [reader]
+        try:
+            if not self._wait(core.deadline(self._connection.timeout)):
+                raise TimedOut(f"{reader.topic}-{reader.partition} sent nothing in time")
+        finally:
+            self._readers = readers
+        if self._stopped:
+            raise ClosedError("this consumer is closed")
+        return self._epoch.value == self._seen
 
     def _position(self, reader: PartitionReader) -> int:
         record = self._next_buffered

@@ -1,32 +1,26 @@
 """What a consumer does when reading is not just reading.
 
-Owns: the way out of everything that ends `RecordStream._quick`: records that are in the files and
-not in the ring, a broker that is gone, a partition that moved, went offline or was deleted, records
-that retention took, records that the host lost. `_slow` returns with records or with an error.
+Owns: the way out of everything that ends `RecordStream._quick`: records that are not in the ring, a
+broker that is gone, records that retention took, records that the host lost. What depends on where
+the broker is (its files, or a stream of its) is the Source's. `_slow` returns with records or with
+an error.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from shmbroker._core import reader as core
-from shmbroker._core import shm
 from shmbroker._core.batch import RecordBatch as KafkaBatch
 from shmbroker._core.reader import PartitionReader, RecordBatch, RecordStream
-from shmbroker.client.metadata import PartitionInfo, TopicPartition
-from shmbroker.client.partition_files import PartitionFiles
 from shmbroker.errors import (
     ClosedError,
     CorruptBatch,
     LogTruncated,
     OffsetOutOfRange,
-    PartitionOffline,
-    ShmbrokerError,
     TimedOut,
-    UnknownTopic,
 )
 
 if TYPE_CHECKING:
@@ -58,7 +52,7 @@ class Reading(RecordStream):
         self._park_map = self._connection.park
         self._park = self._park_map.address
         self._turn_slow = 0
-        self._files: dict[TopicPartition, PartitionFiles] = {}
+        self._source = self._connection.source(client.metadata)
         # glibc maps blocks past 128 KiB anew each time (70 ns a record for page faults, against
         # 31), until it has seen one as large freed: after this one, fetches come from the heap.
         bytes(_HEAP_BYTES)
@@ -115,20 +109,21 @@ class Reading(RecordStream):
                 batch = reader.fetch(self._most)
                 if batch is None and reader.bound and reader.look() != "opening":
                     if reader.position >= reader.end:
-                        self._at_end(reader)
+                        self._source.at_end(reader)
                         return None
-                    batch = self._files_of(reader).fetch(reader, self._file_bytes())
+                    batch = self._source.fetch(reader, self._file_bytes())
             except OffsetOutOfRange as gap:
-                start = reader.log_start_offset
+                told = gap.log_end_offset >= 0  # by the partition; a segment that is gone tells not
+                start = gap.log_start_offset if told else reader.log_start_offset
                 if reader.position < start and self._earliest_on_gap:
-                    reader.seek(start)
-                elif reader.position < start or gap.log_end_offset >= 0:
+                    self._source.seek(reader, start)
+                elif reader.position < start or told:
                     raise
                 continue  # a segment is gone, and the log start is about to be seen to move
             if batch is not None:
                 return batch
             if not reader.bound:
-                self._bind(reader, self._client.metadata.refresh(reader.topic).partitions)
+                self._source.find(reader)
                 if not reader.bound:  # its writer has yet to take it up: wait for that
                     reader.unborn = True
                     return None
@@ -144,27 +139,6 @@ class Reading(RecordStream):
 
     def _file_bytes(self) -> int:
         return FILE_FETCH_BYTES if self._most > 1 else 1
-
-    def _at_end(self, reader: PartitionReader) -> None:
-        """Whether waiting for more makes sense in the state that the partition is in."""
-        state = reader.look()
-        if state == "offline":
-            raise PartitionOffline(reader.topic, reader.partition, self._reason(reader))
-        if state in ("closed", "free"):
-            if not self._connection.closing and self._epoch.value == self._seen:
-                places = self._client.metadata.refresh(reader.topic).partitions  # or UnknownTopic
-                self._bind(reader, places)
-                reader.look()
-            reader.settled = core.STATE_NAMES.index(state)
-
-    def _reason(self, reader: PartitionReader) -> str:
-        try:
-            answer = self._connection.request(
-                "partition_state", topic=reader.topic, partition=reader.partition
-            )
-            return str(answer.get("reason") or f"error {reader.reason}")
-        except ShmbrokerError:
-            return f"error {reader.reason}"
 
     def _await_broker(self, deadline_ns: int) -> bool:
         left = None
@@ -201,6 +175,14 @@ class Reading(RecordStream):
             )
         reader.recovery = recovered
 
+    def check_epoch(self, offset: int, leader_epoch: int) -> None:
+        """Whether the record before `offset` of the one partition still is the one that was read
+        under that leader epoch; LogTruncated if it isn't. Moves the reader."""
+        (reader,) = self._all
+        reader.seek(offset)
+        reader.leader_epoch, reader.recovery = leader_epoch, -1
+        self._verify(reader)
+
     def _batch_at(self, reader: PartitionReader, offset: int) -> KafkaBatch | None:
         """The Kafka batch that holds `offset`. Moves the reader."""
         reader.seek(offset)
@@ -215,55 +197,13 @@ class Reading(RecordStream):
         finally:
             self._most = most
 
-    # --- places --------------------------------------------------------------------------------
-
     def _rebind(self, epoch: int) -> None:
         """After an attach: everything may be somewhere else."""
         self._park_map = self._connection.park
         self._park = self._park_map.address
         for reader in self._all:
-            self._bind(reader, self._client.metadata.get(reader.topic).partitions)
+            self._source.bind(reader)
         self._seen = epoch
 
-    def _reader(self, place: PartitionInfo, appended: bool) -> PartitionReader:
-        return PartitionReader(
-            place.topic,
-            place.partition,
-            writer=place.writer,
-            slot=place.slot,
-            slot_epoch=place.slot_epoch,
-            table=self._connection.table(place.writer),
-            open_ring=self._open_ring(place),
-            appended=appended,
-            position=NEVER_NS,  # past every end, until `start` says where
-        )
 
-    def _bind(self, reader: PartitionReader, places: tuple[PartitionInfo, ...]) -> None:
-        if reader.partition >= len(places):
-            raise UnknownTopic(reader.topic, reader.partition, len(places))
-        place = places[reader.partition]
-        table = self._connection.table(place.writer)
-        reader.bind(place.writer, place.slot, place.slot_epoch, table, self._open_ring(place))
-        files = self._files.get(key_of(reader))
-        if files is not None and files.directory != place.directory:
-            files.close()
-            del self._files[key_of(reader)]
-
-    def _open_ring(self, place: PartitionInfo) -> Callable[[int], shm.ShmObject]:
-        connection, name = self._connection, f"l{place.writer}.{place.slot}"
-        return lambda generation: connection.open_object(f"{name}.{generation}", shm.KIND_LOG)
-
-    def _files_of(self, reader: PartitionReader) -> PartitionFiles:
-        found = self._files.get(key_of(reader))
-        if found is None:
-            place = self._client.metadata.partition(reader.topic, reader.partition)
-            found = self._files[key_of(reader)] = PartitionFiles(place.directory)
-        return found
-
-
-def key_of(reader: PartitionReader) -> TopicPartition:
-    """What a reader reads."""
-    return TopicPartition(reader.topic, reader.partition)
-
-
-__all__ = ["NEVER_NS", "Reading", "key_of"]
+__all__ = ["NEVER_NS", "Reading"]

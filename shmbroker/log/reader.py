@@ -49,8 +49,9 @@ class Span(NamedTuple):
 class SegmentReader:
     """Reads one partition's segments. `close` it, or use it in a `with` block."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, open_max: int = OPEN_MAX) -> None:
         self.directory = directory
+        self._open_max = open_max
         self._bases: list[int] = []
         self._open: dict[int, _Open] = {}
         self._next: tuple[int, int, int] | None = None  # offset, base and position it is at
@@ -249,7 +250,7 @@ class SegmentReader:
         fd = open_shared(os.path.join(self.directory, names.file_name(base, names.LOG)))
         if fd < 0:
             return None
-        if len(self._open) >= OPEN_MAX:
+        if len(self._open) >= self._open_max:
             oldest = next(iter(self._open))
             os.close(self._open.pop(oldest).fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)  # twice as fast from a cold disk
