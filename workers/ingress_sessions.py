@@ -332,7 +332,7 @@ class Sessions:
         peers = list(self._peers.values())
         waiting = [p for p in peers if any(p.held.values())]
         return {
-            "sessions": len(peers),
+            "connections": len(peers),
             "received_batches": self.received_batches,
             "received_bytes": self.received_bytes,
             "acknowledged": self.acknowledged,

@@ -347,7 +347,7 @@ def test_strangers_and_garbage_are_refused_and_cost_nobody_anything(
     assert not good.refused
     assert len(good.offsets) == 30
     status = ingress.ask("status")
-    assert status["sessions"] == 1
+    assert status["connections"] == 1
     assert status["strangers"] > 100
     for sock in (*strangers, old, huge):
         sock.close(0)
@@ -382,7 +382,7 @@ def test_a_silent_peer_is_forgotten_and_a_living_one_is_not(
     silent.settled()
     living.until(lambda: ingress.ask("status")["dead"] == 1)
     assert sum(isinstance(event, Heartbeat) for event in living.events) >= 2
-    assert ingress.ask("status")["sessions"] == 1
+    assert ingress.ask("status")["connections"] == 1
     silent.produce(topic)  # it finds out, and goes on
     silent.until(lambda: any(isinstance(event, HelloAgain) for event in silent.events))
     silent.settled()
@@ -406,7 +406,7 @@ def test_what_a_producer_sent_before_it_vanished_is_appended(
             remote.socket.send_multipart(remote.codec.send(Goodbye()))
         remote.socket.close(linger=5000)
     assert len(read(client, "t", 60)) == 60
-    eventually(lambda: ingress.ask("status")["sessions"] == 0, lambda: ingress.ask("status"))
+    eventually(lambda: ingress.ask("status")["connections"] == 0, lambda: ingress.ask("status"))
 
 
 def test_stopping_says_closing_and_answers_what_has_come(
@@ -437,7 +437,7 @@ def test_no_more_sessions_than_are_allowed(client: Client, context: Context, mak
     with pytest.raises(errors.QuotaExceeded, match="max_connections"):
         third.until(lambda: False)
     remotes[0].socket.send_multipart(remotes[0].codec.send(Goodbye()))
-    eventually(lambda: ingress.ask("status")["sessions"] == 1, lambda: None)
+    eventually(lambda: ingress.ask("status")["connections"] == 1, lambda: None)
     fourth = Remote(context, ingress.address).open()
     for remote in (*remotes, third, fourth):
         remote.close()
