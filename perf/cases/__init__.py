@@ -12,6 +12,7 @@ from shmbroker.perf.cases import (
     idle,
     many_partitions,
     recovery,
+    remote_ingress,
     round_trip,
     send_loop,
     send_many,
@@ -32,6 +33,7 @@ ALL: Final[tuple[Case, ...]] = (
     *recovery.CASES,
     *idle.CASES,
     *many_partitions.CASES,
+    *remote_ingress.CASES,
 )
 
 __all__ = ["ALL"]
