@@ -170,7 +170,9 @@ def _measure(bench: Bench, acks: Acks) -> Row:
             def check() -> None:
                 (partition,) = client.status()["partitions"]
                 if partition["log_end_offset"] != sent:
-                    raise AssertionError(f"{sent} records sent, {partition['log_end_offset']} there")
+                    raise AssertionError(
+                        f"{sent} records sent, {partition['log_end_offset']} there"
+                    )
 
             found = against_limit(run, bare, bench.sizes.plan, check)
             raw = disk.write_rate(bench.sizes.raw_bytes)

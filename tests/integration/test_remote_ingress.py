@@ -1,4 +1,4 @@
-"""Remote producers of a whole broker that listens: it is restarted, killed and mended under them."""
+"""Remote producers of a whole broker that listens: restarted, killed and mended under them."""
 
 from __future__ import annotations
 

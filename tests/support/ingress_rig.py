@@ -1,4 +1,4 @@
-"""An ingress process of the test's own beside a real broker, and remote producers over real sockets.
+"""An ingress process of the test's own beside a real broker; remote producers over real sockets.
 
 The test stands in for the acceptor: it binds the workers' socket, and asks `status` and `stop`.
 `Remote` is a client without threads: the sans-IO codec over a DEALER, stepped by the test.

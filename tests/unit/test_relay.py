@@ -1,4 +1,4 @@
-"""The relay against a fake writer: whole batches of producers elsewhere, in order, never waiting."""
+"""The relay against a fake writer: whole batches of others, in order, without ever blocking."""
 
 from __future__ import annotations
 
