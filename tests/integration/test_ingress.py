@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import zmq
+from cutting_proxy import CuttingProxy
 from ingress_rig import IngressProcess, Remote, Topic, again
 from waiting import eventually
 
@@ -194,6 +195,24 @@ def test_a_killed_writer_loses_doubles_and_reorders_nothing(
     load.run(300, lambda: rng.choice(broker.workers()).kill(), 3)
     load.close()
     assert ingress.ask("status")["dead"] == 0
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_connections_cut_in_the_middle_of_a_batch_lose_double_and_reorder_nothing(
+    client: Client, context: Context, make: Made, seed: int
+) -> None:
+    ingress = make(tcp=True)
+    assert ingress.spec.tcp is not None
+    proxy = CuttingProxy(ingress.spec.tcp, up=(5_000, 200_000), down=(100, 2_000), seed=seed)
+    load = Load(client, context, proxy.address)
+
+    def calm() -> None:
+        proxy.calm = proxy.cuts >= 20
+
+    load.run(200, calm, 100)
+    load.close()
+    proxy.close()
+    assert proxy.cuts >= 20
 
 
 def test_a_full_ring_throttles_who_sends_there_and_nobody_else(
