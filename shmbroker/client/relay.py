@@ -302,11 +302,26 @@ class Relay:
     def _ask(self, entry: _Entry) -> None:
         way = entry.way
         waiting = way.asking.get(entry.partition)
-        if waiting is None:
-            way.asking[entry.partition] = deque((entry,))
-            self._questions.put((way, entry.partition, entry.size))
-        else:
+        if waiting is not None:
             waiting.append(entry)
+            return
+        way.asking[entry.partition] = deque((entry, *self._behind(entry)))
+        self._questions.put((way, entry.partition, entry.size))
+
+    def _behind(self, first: _Entry) -> list[_Entry]:
+        """Takes what is of the same producer and partition out of the lines: it may be another
+        writer's by the time of the answer, and is to stay in its place."""
+        found = []
+        for line in self._lines.values():
+            mine = [e for e in line.entries if e.way is first.way and e is not first
+                    and e.partition == first.partition]  # fmt: skip
+            if mine:
+                found += mine
+                gone = set(mine)
+                kept = [entry for entry in line.entries if entry not in gone]
+                line.entries.clear()
+                line.entries.extend(kept)
+        return found
 
     def _answered(self, answer: _Answer) -> None:
         way = answer.way
