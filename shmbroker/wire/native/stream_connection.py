@@ -46,6 +46,12 @@ class StreamConnection(Generic[Flow]):
         """What has been received and is not yet a whole frame."""
         return self._inbox.size_bytes
 
+    def unread(self) -> bytes:
+        """What has been received and makes no event yet, taken: for who goes on reading itself."""
+        data = self._inbox.take(self._inbox.size_bytes)
+        assert data is not None
+        return data
+
     def close(self) -> None:
         """No event comes any more, and nothing may be sent."""
         self.state = State.CLOSED
