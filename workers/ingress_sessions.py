@@ -118,7 +118,7 @@ class Sessions:
         self._ticked = time.monotonic()
         self._logged = 0.0
         self.received_batches = self.received_bytes = 0
-        self.acknowledged = self.refused = self.strangers = self.dead = 0
+        self.acknowledged = self.refused = self.strangers = self.dead = self.unread = 0
 
     # --- what comes ---
 
@@ -281,6 +281,7 @@ class Sessions:
         try:
             peer.sock.send_multipart([peer.identity, *parts], zmq.NOBLOCK)
         except zmq.Again:
+            self.unread += 1
             self._forget(peer, "it does not read its answers")
         except zmq.ZMQError as error:
             self._forget(peer, f"it is gone ({error})")
@@ -339,6 +340,7 @@ class Sessions:
             "refused": self.refused,
             "strangers": self.strangers,
             "dead": self.dead,
+            "unread": self.unread,
             "held_bytes": self._relay.held_bytes,
             "unsettled": self._relay.unsettled,
             "window_bytes": self.window_bytes,

@@ -22,6 +22,7 @@ from shmbroker.client.client import Client
 from shmbroker.config import ListenSection
 from shmbroker.control.keys import KeyDirectory, new_pair, read_pair, write_pair
 from shmbroker.control.listening import CurveFiles
+from shmbroker.wire.native import ingress_messages
 from shmbroker.wire.native.ingress_messages import (
     Acks,
     Closing,
@@ -387,6 +388,27 @@ def test_sending_without_credit_ends_the_session_and_no_other(
         greedy.until(lambda: greedy.codec.state is State.CLOSED)
         raise AssertionError(str(greedy.events[-1].error))
     greedy.close()
+
+
+def test_who_does_not_read_its_answers_blocks_nobody(
+    client: Client, context: Context, make: Made
+) -> None:
+    client.create_topic("t")
+    ingress, topic = make(), Topic.of(client, "t")
+    good = Remote(context, ingress.address, new_id(client)).open()
+    deaf = context.socket(zmq.DEALER)
+    deaf.linger, deaf.rcvhwm, deaf.sndhwm = 0, 1, 0
+    deaf.connect(ingress.address)
+    (stale,) = ingress_messages.encode(Heartbeat(), 12345)
+    for _ in range(60_000):  # each is answered by HelloAgain, until nothing takes that any more
+        deaf.send(stale)
+    for _ in range(50):
+        good.produce(topic)
+    good.settled()
+    assert len(good.offsets) == 50
+    eventually(lambda: ingress.ask("status")["unread"] > 0, lambda: ingress.ask("status"))
+    deaf.close(0)
+    good.close()
 
 
 def test_a_silent_peer_is_forgotten_and_a_living_one_is_not(
