@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import zmq
 from cutting_proxy import CuttingProxy
-from ingress_rig import IngressProcess, Remote, Topic, again
+from hosts import other_host
+from ingress_rig import IngressProcess, Remote, Topic, again, context_at
 from waiting import eventually
 
 from shmbroker import errors
@@ -214,6 +215,25 @@ def test_connections_cut_in_the_middle_of_a_batch_lose_double_and_reorder_nothin
     load.close()
     proxy.close()
     assert proxy.cuts >= 20
+
+
+@pytest.mark.root
+def test_a_cable_that_is_cut_is_noticed_and_mended_it_loses_nothing(
+    client: Client, make: Made
+) -> None:
+    with other_host() as there, context_at(there) as context:
+        listen = ListenSection(heartbeat_ms=100, dead_ms=600)
+        ingress = make(tcp=True, host=there.here, listen=listen)
+        load = Load(client, context, ingress.address)
+
+        def cut() -> None:
+            there.cut()
+            eventually(lambda: ingress.ask("status")["connections"] == 0, lambda: None)
+            there.mend()
+
+        load.run(100, cut, 2)
+        load.close()
+        assert ingress.ask("status")["dead"] >= 6
 
 
 def test_a_full_ring_throttles_who_sends_there_and_nobody_else(

@@ -7,10 +7,12 @@ The test stands in for the acceptor: it binds the workers' socket, and asks `sta
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+from hosts import OtherHost
 
 from shmbroker import errors
 from shmbroker._core.batch import encode_values
@@ -41,6 +44,7 @@ from shmbroker.workers.lifecycle import run_worker
 
 TOKEN = b"the token of this test"
 PATIENCE_S = 20.0
+_CLONE_NEWNET = 0x40000000
 
 
 def free_port() -> int:
@@ -64,6 +68,7 @@ class IngressProcess:
         tmp_path: Path,
         *,
         tcp: bool = False,
+        host: str = "127.0.0.1",
         curve: CurveFiles | None = None,
         listen: ListenSection | None = None,
     ) -> None:
@@ -81,7 +86,7 @@ class IngressProcess:
             runtime_dir=Path(client.address),
             data_dir=client.connection.attachment.data_dir,
             workers_address=address,
-            tcp=("127.0.0.1", free_port()) if tcp else None,
+            tcp=(host, free_port()) if tcp else None,
             unix_path=None if tcp else tmp_path / "ingress",
             token=TOKEN,
             tls=None,
@@ -96,7 +101,7 @@ class IngressProcess:
     def address(self) -> str:
         """For DEALERs."""
         if self.spec.tcp is not None:
-            return f"tcp://127.0.0.1:{self.spec.tcp[1]}"
+            return "tcp://{}:{}".format(*self.spec.tcp)
         return f"ipc://{self.spec.unix_path}"
 
     def start(self) -> None:
@@ -145,6 +150,23 @@ class IngressProcess:
             self.stop()
         self.process.close()
         self._context.destroy(linger=0)
+
+
+def context_at(host: OtherHost) -> zmq.Context[zmq.Socket[bytes]]:
+    """A context whose connections begin at another host: its I/O thread is there."""
+    made: list[zmq.Context[zmq.Socket[bytes]]] = []
+
+    def make() -> None:
+        with open(f"/var/run/netns/{host.name}") as namespace:
+            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+        made.append(zmq.Context())
+        made[0].socket(zmq.PAIR).close()  # with the first socket its threads begin
+
+    thread = threading.Thread(target=make)  # it alone is there, and what it starts
+    thread.start()
+    thread.join()
+    return made[0]
 
 
 @dataclass
