@@ -136,9 +136,9 @@ class Sessions:
             self._take(sock, identity, parts)
         self.settle()
 
-    def settle(self) -> None:
-        """What the relay has to say, told to those whom it concerns."""
-        taken = self._relay.take()
+    def settle(self, woken: bool = False) -> None:
+        """What the relay has to say, told to those whom it concerns. `woken`: its `fd` said so."""
+        taken = self._relay.take(woken)
         for tag in taken.left:
             self._left(tag)
         for tag, offset in taken.done:

@@ -154,13 +154,15 @@ class Relay:
         self.unsettled += 1
         self._route(_Entry(way, partition, batch, size, acks, base_sequence, tag))
 
-    def take(self) -> Taken:
-        """What has happened since; to be called when `fd` is readable, and after a round of `put`.
-
-        Of batches with the same producer and partition that are acknowledged, in their order."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.fd)
-        for what, why in self._mailbox.take():
+    def take(self, woken: bool = False) -> Taken:
+        """What has happened since; to be called after a round of `put`, and when `fd` is readable
+        (`woken`). Of batches with the same producer and partition, outcomes are in their order."""
+        mailed = self._mailbox.take()
+        if mailed or woken:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self.fd)
+            mailed += self._mailbox.take()  # whose word may be the one just read
+        for what, why in mailed:
             if type(what) is core.RelayedBatch:
                 offset, error = what.outcome(why)
                 self._settle(what.tag, offset, error)

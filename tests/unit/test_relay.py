@@ -72,8 +72,8 @@ class Rig:
         """Takes what there is, after its eventfd said so."""
         poller = select.poll()
         poller.register(self.relay.fd, select.POLLIN)
-        poller.poll(wait_s * 1000)
-        taken = self.relay.take()
+        woken = bool(poller.poll(wait_s * 1000))
+        taken = self.relay.take(woken)
         self.left += taken.left
         for tag, offset in taken.done:
             assert tag not in self.done
