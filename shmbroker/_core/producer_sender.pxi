@@ -25,7 +25,8 @@ cdef class Sender:
         self.delivery_ns = delivery_timeout_ms * 1_000_000
         self.on_full = FULL.index(on_full)
         outlets.states.add(self)
-        metadata.listen(self)
+        if not foreign:  # who asks for each topic where it needs to
+            metadata.listen(self)
         interval = max(50, min(1000, linger_ms * 500))
         if interval < shmb_peek32(&shmb_tender.interval_us):
             shmb_poke32(&shmb_tender.interval_us, interval)
