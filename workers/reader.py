@@ -2,7 +2,8 @@
 
 One thread: the acceptor's requests over ZeroMQ, and everything of the streams (`streams/server.py`)
 behind one descriptor. Beside it: the connection's thread, the Watcher's in C, and one for calls
-that wait. It attaches to the broker as a local client does and writes no shared byte but park words.
+that wait. It attaches to the broker as a local client does, and writes no shared byte but park
+words.
 
 Ends when told to (`stop`: Closing to all peers, frames that have begun go out), or with its
 acceptor (lifecycle.py).

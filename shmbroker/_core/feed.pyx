@@ -52,7 +52,7 @@ cdef class Feed:
             self.table = Mapping("slot", fd, writable=True)
         finally:
             os.close(fd)
-        self._park, self._bell, self.number = park, bell, number
+        self.park, self._bell, self.number = park, bell, number
         cdef shmb_feed *made = <shmb_feed *>calloc(1, sizeof(shmb_feed))
         if made == NULL or shmb_feed_init(made, shmb_table_slot(self.table._at, 0), <shmb_a32 *>park._at, number,
                                           offset, leader_epoch, most, bell.fileno()):

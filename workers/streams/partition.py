@@ -127,7 +127,7 @@ class Partition(RecordStream):
             one.resume()
 
     def ask_place(self) -> None:
-        """Asks where the partition is by now; who uses it is resumed, or fails with what is said."""
+        """Asks where the partition is by now; who uses it is resumed, or fails with the answer."""
         if not self._asking:
             self._asking = True
             topic = self.reader.topic

@@ -21,6 +21,7 @@ from shmbroker.wire.native.state import State
 from shmbroker.wire.native.stream_frames import (
     BrokerFrame,
     Closing,
+    Credit,
     Ended,
     Failed,
     Heartbeat,
@@ -152,9 +153,8 @@ class Peer:
             if (found := self.subscriptions.get(event.subscription)) is not None:
                 found.end()
             self.say(Ended(event.subscription))
-        elif not isinstance(event, Heartbeat):  # Credit
-            if (found := self.subscriptions.get(event.subscription)) is not None:
-                found.resume()
+        elif isinstance(event, Credit) and event.subscription in self.subscriptions:
+            self.subscriptions[event.subscription].resume()
 
     # --- what it is sent -----------------------------------------------------------------------
 

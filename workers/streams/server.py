@@ -24,8 +24,8 @@ from shmbroker.wire.native.limits import SUBSCRIPTIONS
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.streams.frame import Lost
 from shmbroker.workers.streams.jobs import Jobs
-from shmbroker.workers.streams.peer import Peer
 from shmbroker.workers.streams.partition import Partition
+from shmbroker.workers.streams.peer import Peer
 
 if TYPE_CHECKING:
     from shmbroker.client.client import Client
@@ -197,8 +197,8 @@ class Streams:
             if len(self._peers) >= self._listen.max_connections:
                 self._counts["refused"] += 1
                 full = QuotaExceeded(
-                    f"this reader has {len(self._peers)} connections, as many as listen.max_connections "
-                    "allows: close some, or raise it"
+                    f"this reader has {len(self._peers)} connections, as many as "
+                    "listen.max_connections allows: close some, or raise it"
                 )
                 door.turn_away(connection, encode_refusal(STREAM_MAGIC, full))
                 continue
@@ -300,7 +300,7 @@ class Streams:
     # --- segments that are open ----------------------------------------------------------------
 
     def files_opened(self, subscription: Subscription) -> None:
-        """It reads from files; another one that does nothing gives its own back if there are many."""
+        """It reads from files; where many do, the one that did so first gives its own back."""
         self._open[subscription] = None
         if len(self._open) > _OPEN_SUBSCRIPTIONS:
             oldest = next(iter(self._open))

@@ -157,10 +157,13 @@ class RemoteSource:
         self._subscribe(reader, bytes.fromhex(topic.id))
 
     def _check(self, reader: PartitionReader, fresh: bool) -> None:
-        """Asks again when the topic of that name is another one by now."""
+        """Asks again when the topic of that name is another one by now, or the words to wait on."""
         get = self._metadata.refresh if fresh else self._metadata.get
         topic, present = get(reader.topic), self._subscriptions.get(reader)
-        if present is not None and present.topic_id != bytes.fromhex(topic.id):
+        if present is None:
+            return
+        same_words = present.feed.park is self._connection.park
+        if not same_words or present.topic_id != bytes.fromhex(topic.id):
             self._again(reader, fresh=False)
 
     def _id_of(self, reader: PartitionReader) -> bytes:
