@@ -17,8 +17,8 @@ from shmbroker.workers.streams.subscription import Subscription
 
 if TYPE_CHECKING:
     from shmbroker.client.metadata import TopicInfo
-    from shmbroker.workers.streams.peer import Peer
     from shmbroker.workers.streams.partition import Partition
+    from shmbroker.workers.streams.peer import Peer
 
 _NOWHERE: Final = (1 << 63) - 1
 

@@ -24,8 +24,8 @@ from shmbroker.wire.native.limits import SUBSCRIPTIONS
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.streams.frame import Lost
 from shmbroker.workers.streams.jobs import Jobs
-from shmbroker.workers.streams.peer import Peer
 from shmbroker.workers.streams.partition import Partition
+from shmbroker.workers.streams.peer import Peer
 
 if TYPE_CHECKING:
     from shmbroker.client.client import Client

@@ -27,8 +27,8 @@ from shmbroker.errors import (
 from shmbroker.workers.streams.frame import File, Frame, Memory, Ring, Stretch
 
 if TYPE_CHECKING:
-    from shmbroker.workers.streams.peer import Peer
     from shmbroker.workers.streams.partition import Partition
+    from shmbroker.workers.streams.peer import Peer
 
 #: What is visible and found nowhere for so long is damage, not a race with retention or a restart.
 _PATIENCE_S: Final = 2.0
@@ -39,8 +39,18 @@ class Subscription:
     """Made when it is known which partition is meant and where the stream begins."""
 
     __slots__ = (
-        "_files", "_leader_epoch", "_missing_since", "_place", "_recovered",
-        "ended", "files_used", "number", "offset", "peer", "queued", "partition",
+        "_files",
+        "_leader_epoch",
+        "_missing_since",
+        "_place",
+        "_recovered",
+        "ended",
+        "files_used",
+        "number",
+        "offset",
+        "partition",
+        "peer",
+        "queued",
     )  # fmt: skip
 
     def __init__(
