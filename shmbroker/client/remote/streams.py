@@ -129,7 +129,9 @@ class Streams:
                 self._wait()
         except Exception:
             _log.exception("the receiver of streams failed")
-            self._broken = ShmbrokerError("the receiver of streams failed, which is a bug: see the log")
+            self._broken = ShmbrokerError(
+                "the receiver of streams failed, which is a bug: see the log"
+            )
             for what in self._all.union(w for wanted, w in self._commands if wanted):
                 what.fail(self._broken)
         finally:
@@ -142,7 +144,9 @@ class Streams:
         due_s = min([self._due_s(), *(link.due_s() for link in links)])
         before = time.monotonic()
         found = core.wait(
-            self.bell.fileno(), [link.watched() for link in links], monotonic_ns() + int(due_s * 1e9)
+            self.bell.fileno(),
+            [link.watched() for link in links],
+            monotonic_ns() + int(due_s * 1e9),
         )
         slept_s = min(time.monotonic() - before, due_s + 0.1)  # what we overslept is nobody's
         for link, what in zip(links, found[1:], strict=True):
