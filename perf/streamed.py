@@ -1,7 +1,7 @@
 """A consumer whose records come by streams, and all else over shared memory.
 
-So that what is measured of a remote consumer is its own: the receiver, the feeds, and the reading out
-of them. Tests use it too, where a real reader process is what matters.
+So that what is measured of a remote consumer is its own: the receiver, the feeds, and the reading
+out of them. Tests use it too, where a real reader process is what matters.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class StreamedReceiver(Receiver):
 
     def __init__(self, address: Address, port: int) -> None:
         super().__init__(address)
-        broker_id = bytes.fromhex(self.client.connection.attachment.data_dir_id)
+        broker_id = self.client.connection.attachment.dir_id
         where = DataPort((f"tcp://127.0.0.1:{port}",), TOKEN, broker_id, None, "bench")
         places = self.client.connection.places
         self.client.close()

@@ -1,8 +1,8 @@
 """The remote consumer itself: values out of a stream, from segments, beside the bare receiver.
 
 The same reader process sends the same files to both, over one loopback connection. The bare
-receiver reads heads and drops batches; the consumer checks every CRC and makes the values. Files are
-in the page cache: what a disk does is stream.py's.
+receiver reads heads and drops batches; the consumer checks every CRC and makes the values. Files
+are in the page cache: what a disk does is stream.py's.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import statistics
 from typing import Final
 
+from shmbroker.client.metadata import TopicInfo
 from shmbroker.perf.case import Bench, Case, Sizes, written
-from shmbroker.perf.clients import Receiver, Sender
+from shmbroker.perf.clients import Sender
 from shmbroker.perf.remote import Remote
 from shmbroker.perf.report import Limit, Row
 from shmbroker.perf.rounds import repeat
@@ -31,23 +32,28 @@ _WAYS: Final = (
 
 def _run(bench: Bench) -> list[Row]:
     rows = []
-    for value_bytes in (100, 1024):
-        with bench.broker() as broker:
-            spec = ValueSpec(max(1, bench.sizes.values * 100 // value_bytes), value_bytes)
+    specs = [
+        ValueSpec(max(1, bench.sizes.values * 100 // value_bytes), value_bytes)
+        for value_bytes in (100, 1024)
+    ]
+    with bench.broker() as broker:
+        topics, sums = [], []
+        for spec in specs:
             with broker.connect() as client:
-                topic = client.create_topic(_TOPIC)
-            with Remote(Sender, broker.address, _TOPIC, spec) as sender:
-                expected = sender.call("checksum")
+                topics.append(client.create_topic(f"{_TOPIC}-{spec.value_bytes}"))
+            with Remote(Sender, broker.address, topics[-1].name, spec) as sender:
+                sums.append(sender.call("checksum"))
                 sender.call("many")
-            broker.down()
-            broker.up()  # so that no ring holds any of it
-            size = sum(path.stat().st_size for path in broker.segments(_TOPIC))
-            with (
-                Remote(ReaderProcess, broker.address) as reader,
-                Remote(Consumers) as bare,
-                Remote(StreamedReceiver, broker.address, reader.call("where")) as receiver,
-            ):
-                rows += _rows(bench, spec, size, expected, topic.id, reader, bare, receiver)
+        broker.down()
+        broker.up()  # so that no ring holds any of it
+        with (
+            Remote(ReaderProcess, broker.address) as reader,
+            Remote(Consumers) as bare,
+            Remote(StreamedReceiver, broker.address, reader.call("where")) as receiver,
+        ):
+            for spec, topic, expected in zip(specs, topics, sums, strict=True):
+                size = sum(path.stat().st_size for path in broker.segments(topic.name))
+                rows += _rows(bench, spec, size, expected, topic, reader, bare, receiver)
     return rows
 
 
@@ -56,10 +62,10 @@ def _rows(
     spec: ValueSpec,
     size: int,
     expected: int,
-    topic_id: str,
+    topic: TopicInfo,
     reader: Remote[ReaderProcess],
     bare: Remote[Consumers],
-    receiver: Remote[Receiver],
+    receiver: Remote[StreamedReceiver],
 ) -> list[Row]:
     rows = []
     for case, figure, value_bytes, what in _WAYS:
@@ -69,16 +75,16 @@ def _rows(
         limits: list[float] = []
 
         def run(what: str = what, limits: list[float] = limits) -> float:
-            port, parts = reader.call("where"), [[(topic_id, 0)]]
+            port, parts = reader.call("where"), [[(topic.id, 0)]]
             took, got = bare.call("take_streams", port, parts, [[size]])
             limits.append(spec.count / size * got / float(took))
-            took, got = receiver.call("read", _TOPIC, spec.count, what)
+            took, got = receiver.call("read", topic.name, spec.count, what)
             if got != spec.count:
                 raise AssertionError(f"{spec.count} records went in, {got} came out")
             return spec.count / float(took)
 
         rates = tuple(repeat(run, bench.sizes.plan))
-        if receiver.call("checksum", _TOPIC, {0: 0}, spec.count) != expected:
+        if receiver.call("checksum", topic.name, {0: 0}, spec.count) != expected:
             raise AssertionError(f"{figure}: what came out is not what went in")
         limit, rate = statistics.median(limits), statistics.median(rates)
         rows.append(
@@ -96,7 +102,7 @@ def _rows(
 
 
 def _space(sizes: Sizes) -> int:
-    return written(sizes.values, 100)
+    return 2 * written(sizes.values, 100)
 
 
 CASES: Final = (Case("remote-consume", "values out of a stream, bare and whole", _run, _space),)

@@ -71,7 +71,8 @@ cdef class Feed:
         reader._uptake = &self._feed.uptake
 
     def open_ring(self, uint64_t generation):
-        """The ring of `generation` as a ShmObject; FileNotFoundError when it was replaced."""
+        """The ring of `generation` as a ShmObject, once, for the one reader; FileNotFoundError when it
+        was replaced."""
         cdef int fd = shmb_feed_open(self._feed, generation)
         if fd < 0:
             raise FileNotFoundError(f"generation {generation}")

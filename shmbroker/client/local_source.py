@@ -1,7 +1,7 @@
 """The records of a broker on this host: its rings, mapped, and its segment files.
 
-Owns: where the partitions of one consumer are, and the files of those whose records are no longer in
-their ring.
+Owns: where the partitions of one consumer are, and the files of those whose records are no longer
+in their ring.
 """
 
 from __future__ import annotations

@@ -68,10 +68,12 @@ class RemoteSource:
 
     def fetch(self, reader: PartitionReader, most: int) -> RecordBatch | None:
         """See Source: what is here is in the ring, but offsets may be missing."""
-        feed = self._subscriptions[reader].feed
-        following = feed.after(reader.position)
+        present = self._subscriptions[reader]
+        following = present.feed.after(reader.position)
         if following > reader.position:
             reader.seek(following)
+        elif following < 0:  # it was here, and the reader went back behind what it had taken
+            self._subscribe(reader, present.topic_id)
         return None
 
     def at_end(self, reader: PartitionReader) -> None:

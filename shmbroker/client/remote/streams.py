@@ -129,7 +129,9 @@ class Streams:
                 self._wait()
         except Exception:
             _log.exception("the receiver of streams failed")
-            self._broken = ShmbrokerError("the receiver of streams failed, which is a bug: see the log")
+            self._broken = ShmbrokerError(
+                "the receiver of streams failed, which is a bug: see the log"
+            )
             for what in self._all.union(w for wanted, w in self._commands if wanted):
                 what.fail(self._broken)
         finally:
