@@ -15,6 +15,7 @@ FOLDERS = {
     "shmbroker/client/": (".py",),
     "shmbroker/client/aio/": (".py",),
     "workers/": (".py",),
+    "workers/streams/": (".py",),
     "shmbroker/cli/": (".py",),
     "perf/": (".py",),
     "perf/cases/": (".py",),
