@@ -60,6 +60,33 @@ class Row:
         return dataclasses.asdict(self) | {"median": self.median}
 
 
+def against(
+    case: str,
+    figure: str,
+    rates: Sequence[float],
+    others: Sequence[float],
+    name: str,
+    least: float | None,
+    note: str,
+    more: dict[str, float] | None = None,
+) -> Row:
+    """Rates (records/s) beside those of `name`, round by round: the ratio is the median of the
+    rounds' own, since both sides of a round have the same minute of the machine."""
+    ratio = statistics.median(rate / other for rate, other in zip(rates, others, strict=True))
+    return Row(
+        case=case,
+        figure=figure,
+        unit="records/s",
+        values=tuple(rates),
+        limit=Limit(name, statistics.median(others), "records/s"),
+        ratio=ratio,
+        target="" if least is None else f">= {least:.2f} of it",
+        met=None if least is None else ratio >= least,
+        note=note,
+        more=more or {},
+    )
+
+
 def shown(value: float | None, unit: str) -> str:
     """A value for people."""
     if value is None:
@@ -117,4 +144,4 @@ def write_json(path: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-__all__ = ["Limit", "Row", "print_rows", "shown", "table", "write_json"]
+__all__ = ["against", "Limit", "Row", "print_rows", "shown", "table", "write_json"]

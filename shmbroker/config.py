@@ -93,12 +93,25 @@ class SupervisionSection:
 
 
 @dataclass(frozen=True, slots=True)
+class PressureSection:
+    """`[pressure]`: when a partition counts as pressed; control/pressure.py has the rules."""
+
+    soft_fill_percent: int = _key(50, "count", low=1, high=100)
+    hard_fill_percent: int = _key(90, "count", low=1, high=100)
+    margin_percent: int = _key(10, "count", low=0, high=100)
+    slow_write_ms: int = _key(100, "ms", low=1, high=3_600_000)
+    stalled_ms: int = _key(500, "ms", low=1, high=3_600_000)
+    calm_ms: int = _key(500, "ms", low=0, high=3_600_000)
+
+
+@dataclass(frozen=True, slots=True)
 class ListenSection:
     """`[listen]`: what programs elsewhere (other hosts, other containers) reach; nothing else."""
 
     address: str = _key("", "address", words=("",))
     ingress_port: int | Literal["auto"] = _key("auto", "count", high=65_535, words=("auto",))
     data_port: int | Literal["auto"] = _key("auto", "count", high=65_535, words=("auto",))
+    events_port: int | Literal["auto"] = _key("auto", "count", high=65_535, words=("auto",))
     unix: bool = _key(False, "bool")
     keys: str = _key("", "word", words=("",), free_text=True)
     insecure: bool = _key(False, "bool")
@@ -141,6 +154,7 @@ class BrokerConfig:
     log: TopicSettings = field(default_factory=TopicSettings)
     listen: ListenSection = field(default_factory=ListenSection)
     supervision: SupervisionSection = field(default_factory=SupervisionSection)
+    pressure: PressureSection = field(default_factory=PressureSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
 
     def flat(self) -> dict[str, Any]:
@@ -376,6 +390,18 @@ def _check(config: BrokerConfig, sources: Mapping[str, Source]) -> None:
             "memory.ring_max_bytes less 64KiB",
             most,
         ),
+        (
+            "pressure.soft_fill_percent",
+            config.pressure.soft_fill_percent,
+            "pressure.hard_fill_percent",
+            config.pressure.hard_fill_percent,
+        ),
+        (
+            "pressure.margin_percent",
+            config.pressure.margin_percent,
+            "pressure.soft_fill_percent",
+            config.pressure.soft_fill_percent,
+        ),
     ):
         if small > large:
             key = smaller.partition(" ")[0]
@@ -402,6 +428,7 @@ __all__ = [
     "LoggingSection",
     "MemorySection",
     "Places",
+    "PressureSection",
     "Source",
     "SupervisionSection",
     "TopicSettings",

@@ -169,9 +169,13 @@ class ConcurrentUse(ShmbrokerError):
 
 
 class BufferFull(ShmbrokerError, builtins.TimeoutError):
-    """The ring stayed full for `max_block_ms`; the record was not taken."""
+    """The ring stayed full for `max_block_ms`, or was full; the record was not taken.
+
+    `sent`: how many records, from the first on, a send_many() had taken before; else None.
+    """
 
     retriable, kafka_code = True, 1008
+    sent: int | None = None
 
 
 class DeliveryError(ShmbrokerError):

@@ -88,6 +88,29 @@ def format_ms(ms: int) -> str:
     return f"{ms}ms" if ms > 0 else str(ms)
 
 
+def about_bytes(size: float) -> str:
+    """Bytes as a person reads them: "1.5 MiB"."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
+
+
+def about_s(seconds: float) -> str:
+    """A time as a person reads it: "12 ms", "3.4 s", "5 min"."""
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds) // 60
+    if minutes < 120:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h" if hours < 48 else f"{hours // 24} days"
+
+
 def _time_ms(value: float | str, *, base: str) -> Fraction:
     problem = f"{value!r} is no time; allowed: {TIME_ALLOWED}"
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -116,6 +139,8 @@ def _time_ms(value: float | str, *, base: str) -> Fraction:
 __all__ = [
     "BYTES_ALLOWED",
     "TIME_ALLOWED",
+    "about_bytes",
+    "about_s",
     "format_bytes",
     "format_ms",
     "parse_bytes",

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -33,12 +33,14 @@ from shmbroker.control.plan import cores_for_writers
 from shmbroker.control.sessions import Ring, Sessions
 from shmbroker.workers import logs
 from shmbroker.workers.broker_state import BrokerState
+from shmbroker.workers.events import Events
 from shmbroker.workers.front_ends import FrontEnds
 from shmbroker.workers.logfile import LogFile
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop
 from shmbroker.workers.notify import Notify
 from shmbroker.workers.offsets import Offsets
+from shmbroker.workers.pressure import Pressures
 from shmbroker.workers.program import Owner
 from shmbroker.workers.remote_control import RemoteControl
 from shmbroker.workers.requests import ControlRequests
@@ -112,6 +114,7 @@ class Acceptor:
         self.loop.watch(self.workers_socket, self.channel.readable)
         self.requests = ControlRequests(self)
         self.offsets = Offsets(self.topics, state.plan, state.memory, self.loop)
+        self._open_events()
         self._listen()
         self.topics.resume()
         at_start = min(state.writers_at_start, state.plan.writers_limit)
@@ -129,6 +132,17 @@ class Acceptor:
             self.loop.after(CLAIM_GRACE_S, self._end_grace)
         self.front_ends.start()
 
+    def _open_events(self) -> None:
+        """The channel that everybody may hear, and who follows what is told there."""
+        state = self.state
+        self.events = Events(self.zmq, self.loop, lambda: self.pressure.tell_all())
+        self.pressure = Pressures(
+            self.config.pressure, state.memory, state.plan, self.links,
+            lambda place: self.topics.place_state(place)["reason"], self.events, self.loop,
+        )  # fmt: skip
+        self.events.bind(self.options.places.zmq_address("events"))
+        self.pressure.start()
+
     def _listen(self) -> None:
         """Decides on what listens, and binds control; the front ends bind the rest."""
         places, loaded = self.options.places, self.options.loaded
@@ -145,6 +159,7 @@ class Acceptor:
             self.options.places.token_file.unlink(missing_ok=True)
             return
         self.remote.open()
+        self.events.listen(self.listening, loaded)
         write_private(places.token_file, self.listening.token.encode() + b"\n")
         if self.listening.is_insecure:
             _log.warning(
@@ -206,6 +221,7 @@ class Acceptor:
         self.workers[writer].ready = True
         for found in partitions:
             self.topics.told(writer, found)
+        self.pressure.look_soon()
         _log.info("writer ready", writer=writer, pid=self.workers[writer].pid)
         self._look_ready()
 
@@ -243,12 +259,14 @@ class Acceptor:
 
     def _worker_gone(self, worker: Worker) -> None:
         self.channel.gone(worker)
+        self.pressure.look_soon()
         self.front_ends.worker_gone()
         self.shutdown.worker_gone()
 
     def _partition_state(self, writer: int, event: messages.Event) -> None:
         if event.name == "partition_state":
             self.topics.told(writer, event.args)
+            self.pressure.look_soon()
 
     # Sockets
 
@@ -343,6 +361,8 @@ class Acceptor:
             "writers": len(self.links),
             "format": state.dir.format_version,
             "adopted": state.adopted,
+            "events": places.socket_path("events"),
+            "pressure": asdict(self.pressure.limits),
             "listen": self.describe_listening(),
         }
 
@@ -360,6 +380,7 @@ class Acceptor:
 
     def _close(self) -> None:
         self.attach.close()
+        self.events.close()
         self.remote.close()
         self.offsets.close()
         for sock in (self.control, self.workers_socket):

@@ -26,7 +26,7 @@ def gather(acceptor: Acceptor, started_s: float, answers: Told) -> dict[str, Any
         "started_s": started_s,
         "uptime_s": round(time.time() - started_s, 3),
         "endpoints": {name: places.socket_path(name)
-                      for name in ("attach", "control", "workers")},
+                      for name in ("attach", "control", "events", "workers")},
         "processes": acceptor.supervisor.processes(),
         "writers_limit": state.plan.writers_limit,
         "memory": state.memory.usage(),

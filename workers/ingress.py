@@ -28,7 +28,7 @@ from shmbroker.control.listening import NetworkSpec
 from shmbroker.places import Places
 from shmbroker.workers import logfile, logs
 from shmbroker.workers.ingress_sessions import Sessions
-from shmbroker.workers.ingress_socket import Door
+from shmbroker.workers.ingress_socket import Door, keep_freed_memory
 from shmbroker.workers.lifecycle import adopt_parent
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop
@@ -170,6 +170,7 @@ def main(spec: NetworkSpec) -> None:
     """An ingress process, from its start to its end."""
     adopt_parent(spec)
     logs.set_process(spec.name)
+    keep_freed_memory()
     door = Door(spec)
     try:
         with _attach(spec) as client:

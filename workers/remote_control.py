@@ -156,7 +156,7 @@ class RemoteControl:
 
     def _add(self, sock: zmq.Socket[bytes], listening: Listening, *, is_tcp: bool) -> None:
         tells: dict[str, Any] = {"data_token": listening.data_token, "curve": False}
-        for name in ("ingress", "data"):
+        for name in ("ingress", "data", "events"):
             endpoint = listening.tcp_endpoint(name)
             tells[name] = [endpoint] if is_tcp else listening.unix_endpoints(name)
         has_keys = is_tcp and listening.keys is not None

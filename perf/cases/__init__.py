@@ -12,6 +12,7 @@ from shmbroker.perf.cases import (
     idle,
     many_partitions,
     recovery,
+    remote_consume,
     round_trip,
     send_loop,
     send_many,
@@ -33,6 +34,7 @@ ALL: Final[tuple[Case, ...]] = (
     *recovery.CASES,
     *idle.CASES,
     *stream.CASES,
+    *remote_consume.CASES,
     *many_partitions.CASES,
 )
 

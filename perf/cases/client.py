@@ -16,7 +16,7 @@ import shmbroker
 from shmbroker.perf.case import Bench, Case, Sizes, written
 from shmbroker.perf.clients import Receiver, Sender
 from shmbroker.perf.remote import Remote
-from shmbroker.perf.report import Limit, Row
+from shmbroker.perf.report import Limit, Row, against
 from shmbroker.perf.rounds import repeat
 from shmbroker.perf.values import ValueSpec
 
@@ -31,6 +31,7 @@ _MOST_EMBEDDED_S: Final = 0.5
 def _run_sending(bench: Bench) -> list[Row]:
     spec = ValueSpec(bench.sizes.values)
     rates: dict[str, list[float]] = {"loop": [], "loop_aio": [], "loop_threads": []}
+    bare: list[float] = []
     plan = bench.sizes.plan
     with (
         bench.broker() as broker,
@@ -52,34 +53,21 @@ def _run_sending(bench: Bench) -> list[Row]:
                 sent += spec.count
                 if n >= plan.warmups:
                     found.append(spec.count / took)
-    sync = statistics.median(rates["loop"])
+            if n >= plan.warmups:
+                one, several = sender.call("bare_loop"), sender.call("bare_threads", _THREADS)
+                bare.append(float(one) / float(several))
+    sync, note = rates["loop"], "100 B, every receipt kept, durable at the end; values equal"
+    language = {f"of a call that does nothing, {_THREADS} threads to one": statistics.median(bare)}
     return [
-        _against(
-            "asyncio-send", "asyncio send one by one", rates["loop_aio"], sync, _LEAST_AIO,
-            "sync send one by one",
+        against(
+            "asyncio-send", "asyncio send one by one", rates["loop_aio"], sync,
+            "sync send one by one", _LEAST_AIO, note,
         ),
-        _against(
+        against(
             "threads-send", f"send from {_THREADS} threads, in total", rates["loop_threads"], sync,
-            _LEAST_THREADS, "from one thread",
+            "from one thread", _LEAST_THREADS, note, language,
         ),
     ]  # fmt: skip
-
-
-def _against(
-    case: str, figure: str, rates: list[float], limit: float, least: float, name: str
-) -> Row:
-    ratio = statistics.median(rates) / limit
-    return Row(
-        case=case,
-        figure=figure,
-        unit="records/s",
-        values=tuple(rates),
-        limit=Limit(name, limit, "records/s"),
-        ratio=ratio,
-        target=f">= {least:.2f} of it",
-        met=ratio >= least,
-        note="100 B, every receipt kept, durable at the end; values equal",
-    )
 
 
 def _run_starting(bench: Bench) -> list[Row]:

@@ -13,7 +13,7 @@ from typing import Final
 from shmbroker.perf.case import Bench, Case, Sizes, most_rounds, written
 from shmbroker.perf.clients import ColumnSender, Receiver, Sender
 from shmbroker.perf.remote import Remote
-from shmbroker.perf.report import Limit, Row
+from shmbroker.perf.report import Row, against
 from shmbroker.perf.rounds import repeat
 from shmbroker.perf.values import ValueSpec
 
@@ -28,29 +28,6 @@ _OUT: Final = (
     ("arrow", "batch-arrow", "batch.arrow()", 2.0),
     ("array S", "batch-array", "batch.array('S')", None),
 )
-
-
-def _against(
-    case: str,
-    figure: str,
-    rates: list[float],
-    others: list[float],
-    name: str,
-    least: float | None,
-    note: str,
-) -> Row:
-    ratio = statistics.median([a / b for a, b in zip(rates, others, strict=True)])
-    return Row(
-        case=case,
-        figure=figure,
-        unit="records/s",
-        values=tuple(rates),
-        limit=Limit(name, statistics.median(others), "records/s"),
-        ratio=ratio,
-        target="" if least is None else f">= {least:.1f} of it",
-        met=None if least is None else ratio >= least,
-        note=note,
-    )
 
 
 def _run_in(bench: Bench) -> list[Row]:
@@ -80,7 +57,7 @@ def _run_in(bench: Bench) -> list[Row]:
     last = {form: found[-rounds:] for form, found in rates.items()}  # without the warm-ups
     note = f"{spec.count:,} values a round, in turn, checksum equal"
     return [
-        _against(case, figure, last[form], last["list"], "lists of bytes", least, note)
+        against(case, figure, last[form], last["list"], "lists of bytes", least, note)
         for form, case, figure, least in _IN
     ]
 
@@ -109,12 +86,12 @@ def _run_out(bench: Bench) -> list[Row]:
     last = {way: found[-rounds:] for way, found in rates.items()}
     note = f"{spec.count:,} records, each batch by every way"
     rows = [
-        _against(case, figure, last[way], last["values"], "values()", least, note)
+        against(case, figure, last[way], last["values"], "values()", least, note)
         for way, case, figure, least in _OUT
     ]
     reading = last["reading arrow"], last["reading"]
     figure = "consumer, hot, arrow(), reading included"
-    rows.append(_against("consume-arrow", figure, *reading, "with values()", None, ""))
+    rows.append(against("consume-arrow", figure, *reading, "with values()", None, ""))
     return rows
 
 

@@ -101,6 +101,7 @@ cdef class Feed:
     cdef readonly Mapping table        # of one slot
     cdef readonly uint32_t number      # which park words it rings, as a writer's number
     cdef Mapping _park                 # stays mapped
+    cdef object _bell                  # stays open
     cdef shmb_feed *_feed
 
 

@@ -1,4 +1,4 @@
-from typing import Final
+from typing import Final, Protocol
 
 from shmbroker._core.reader import Mapping, PartitionReader
 from shmbroker._core.shm import ShmObject
@@ -12,11 +12,14 @@ FAULT: Final[int]
 RUBBISH: Final[int]
 END: Final[int]
 
+class Bell(Protocol):
+    def fileno(self) -> int: ...
+
 class Feed:
     table: Final[Mapping]
     number: Final[int]
     def __init__(
-        self, park: Mapping, number: int, offset: int, leader_epoch: int, most: int, bell: int
+        self, park: Mapping, number: int, offset: int, leader_epoch: int, most: int, bell: Bell
     ) -> None: ...
     def feeds(self, reader: PartitionReader) -> None: ...
     def open_ring(self, generation: int) -> ShmObject: ...

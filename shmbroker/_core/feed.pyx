@@ -38,12 +38,12 @@ cdef class Feed:
     """The ring of one partition from `offset` on: empty, and without memory until a batch comes.
 
     `leader_epoch` is that of the record in front of `offset`, -1 if unknown. `number` spreads feeds over
-    the words of `park`; `most` bytes is how far its ring grows by itself; `bell` is an eventfd that is
-    rung when credit is due (`rang`).
+    the words of `park`; `most` bytes is how far its ring grows by itself; `bell.fileno()` is an eventfd
+    that is rung when credit is due (`rang`).
     """
 
     def __init__(self, Mapping park not None, uint32_t number, int64_t offset, int32_t leader_epoch,
-                 uint64_t most, int bell):
+                 uint64_t most, object bell not None):
         if self._feed != NULL:
             raise TypeError("a Feed is made once")
         fd = os.memfd_create("shmb-slot", os.MFD_CLOEXEC)
@@ -52,10 +52,10 @@ cdef class Feed:
             self.table = Mapping("slot", fd, writable=True)
         finally:
             os.close(fd)
-        self._park, self.number = park, number
+        self._park, self._bell, self.number = park, bell, number
         cdef shmb_feed *made = <shmb_feed *>calloc(1, sizeof(shmb_feed))
         if made == NULL or shmb_feed_init(made, shmb_table_slot(self.table._at, 0), <shmb_a32 *>park._at, number,
-                                          offset, leader_epoch, most, bell):
+                                          offset, leader_epoch, most, bell.fileno()):
             free(made)
             raise MemoryError()
         self._feed = made

@@ -130,6 +130,7 @@ cdef extern from "producer_lanes.h" nogil:
         SHMB_PB_UNKNOWN
         SHMB_E_UNKNOWN_OUTCOME
         SHMB_E_DETACHED
+        SHMB_E_FULL
         SHMB_E_EARLIER
 
     enum shmb_put:
@@ -213,6 +214,7 @@ cdef extern from "producer_lanes.h" nogil:
         shmb_pbatch *failed_last
         shmb_pbatch *last
         int64_t delivery_ns
+        uint64_t dropped         # records; the GIL's
 
     struct shmb_item:
         const void *key
@@ -262,6 +264,7 @@ cdef extern from "producer_lanes.h" nogil:
     shmb_put shmb_lane_send(shmb_lane *l, const shmb_item *r, shmb_pbatch **pb, int32_t *index,
                             shmb_put *after)
     shmb_put shmb_lane_flush(shmb_lane *l)
+    shmb_pbatch *shmb_lane_refuse(shmb_lane *l)
     void shmb_lane_due(shmb_lane *l)
     void shmb_lane_forget(shmb_lane *l)
     void shmb_outlet_hold(shmb_outlet *o)
@@ -405,10 +408,15 @@ cdef class Sender:
 
     cdef int foreign                   # enum shmb_foreign of its lanes
     cdef object moved                  # called when its lanes have moved to other rings, or None
+    cdef int on_full                   # FULL_*
+    cdef int64_t said_ns               # when dropped records were last warned of
+    cdef int64_t unsaid                # dropped since then
+
     cdef object mail                   # LoopMail of an asyncio producer, or None
 
     cdef int usable(self) except -1
     cdef object full(self, Lanes topic, shmb_lane *lane)
+    cdef shmb_pbatch *drop(self, Lanes topic, shmb_lane *lane) except NULL
     cdef shmb_put seal_now(self, shmb_lane *lane)
     cdef Held newest_unsettled(self, Lanes topic, int32_t p)
     cdef Lanes topic(self, str name)
@@ -447,7 +455,8 @@ cdef class ManyReceipt:
     cdef segment *_segments
     cdef Py_ssize_t _used
     cdef Py_ssize_t _room
-    cdef readonly Py_ssize_t count     # records
+    cdef readonly Py_ssize_t count     # records that were taken
+    cdef readonly Py_ssize_t dropped   # records that were not, with on_full="drop"
     cdef Py_ssize_t _settled           # segments from the first on whose outcome is known
     cdef uint8_t _looked
 

@@ -58,6 +58,12 @@ _BLOCKS = {1: "the partition's ring is full: the disk is slower than the produce
            3: "the next segment or its space is being allocated",
            4: "the partition is being recovered"}
 _ACKS = {"none": int(SHMB_ACKS_NONE), "memory": int(SHMB_ACKS_MEMORY), "durable": int(SHMB_ACKS_DURABLE)}
+FULL = ("block", "drop", "raise")  # what a producer does with a record when the ring is full
+cdef enum:
+    FULL_BLOCK
+    FULL_DROP
+    FULL_RAISE
+cdef int64_t SAY_EVERY_NS = 1_000_000_000  # between two warnings of dropped records
 _DEFAULT_MAX_BYTES = 1048588  # Kafka's max.message.bytes
 _MANY_CPUS = (os.cpu_count() or 1) > 1
 cdef int64_t SPIN_NS = 30_000 if _MANY_CPUS else 0     # before parking for a receipt or for room
@@ -268,19 +274,27 @@ cdef class ProducerBase:
             _unusable(sender)
         _refuse_one(values)
         rows = _rows(values, keys, timestamps, partitions)
-        if rows is not None:
-            receipt = ManyReceipt.__new__(ManyReceipt)
-            receipt._lanes = sender.last if topic is sender.last_name else sender.topic(topic)
-            _send_rows(receipt, rows, partition)
-            return receipt
-        values, keys, timestamps = _lists(values, keys, timestamps)
+        if rows is None:
+            values, keys, timestamps = _lists(values, keys, timestamps)
         receipt = ManyReceipt.__new__(ManyReceipt)
         receipt._lanes = sender.last if topic is sender.last_name else sender.topic(topic)
-        if keys is None and timestamps is None:
-            _send_values(receipt, values, -1 if partition is None else _partition(receipt._lanes, partition))
-        else:
-            _send_items(receipt, values, keys, partition, timestamps)
+        try:
+            if rows is not None:
+                _send_rows(receipt, rows, partition)
+            elif keys is None and timestamps is None:
+                _send_values(receipt, values, -1 if partition is None else _partition(receipt._lanes, partition))
+            else:
+                _send_items(receipt, values, keys, partition, timestamps)
+        except errors.BufferFull as error:
+            raise _sent_before(error, receipt)
         return receipt
+
+
+cdef object _sent_before(error, ManyReceipt receipt):
+    """BufferFull of a send_many(), with how many records it had taken before."""
+    error.sent = receipt.count
+    error.args = (f"{error}; {receipt.count} records before it were sent",)
+    return error
 
 
 cdef _refuse_one(values):
@@ -427,14 +441,32 @@ cdef Py_ssize_t _put_values(ManyReceipt receipt, list values, Py_ssize_t i, Py_s
                 lanes.sender.after_slow(lanes, lane, after)
         else:
             shmb_unlock(&o.lock)
-            if not wait:
+            if not wait and _must_wait(lanes.sender, rc):
                 return i
-            lanes.sender.send_slow(lanes, lane, &item, rc, &b, &index)
-            receipt.add(b, index, 1)
-            shmb_pbatch_py_release(b)
+            _add_slow(receipt, lane, &item, rc)
             i += 1
         shmb_tender_poke(lane.out)
     return i
+
+
+cdef int _add_slow(ManyReceipt receipt, shmb_lane *lane, const shmb_item *item, shmb_put rc) except -1:
+    """The record that the fast way did not take: in a batch after all, or dropped."""
+    cdef shmb_pbatch *b
+    cdef int32_t index
+    cdef int dropped = receipt._lanes.sender.send_slow(receipt._lanes, lane, item, rc, &b, &index)
+    try:
+        if dropped:
+            receipt.dropped += 1
+        else:
+            receipt.add(b, index, 1)
+    finally:
+        shmb_pbatch_py_release(b)
+    return 0
+
+
+cdef inline bint _must_wait(Sender sender, shmb_put rc):
+    """Whether a record that the fast way did not take has to wait; what is full is dropped or refused."""
+    return rc != SHMB_PUT_NO_ROOM or sender.on_full == FULL_BLOCK
 
 
 cdef int _send_items(ManyReceipt receipt, list values, keys, partition, timestamps) except -1:
@@ -475,17 +507,17 @@ cdef Py_ssize_t _put_items(ManyReceipt receipt, list values, list keys, timestam
                 return i
             lane = _lane_for(lanes, p, &item)
         rc = shmb_lane_send(lane, &item, &b, &index, &after)
-        if rc != SHMB_PUT_OK:
-            if not wait:
-                return i
-            after = SHMB_PUT_OK
-            lanes.sender.send_slow(lanes, lane, &item, rc, &b, &index)
-        try:
-            receipt.add(b, index, 1)
-        finally:
-            shmb_pbatch_py_release(b)
-        if after > SHMB_PUT_NO_ROOM:
-            lanes.sender.after_slow(lanes, lane, after)
+        if rc == SHMB_PUT_OK:
+            try:
+                receipt.add(b, index, 1)
+            finally:
+                shmb_pbatch_py_release(b)
+            if after > SHMB_PUT_NO_ROOM:
+                lanes.sender.after_slow(lanes, lane, after)
+        elif not wait and _must_wait(lanes.sender, rc):
+            return i
+        else:
+            _add_slow(receipt, lane, &item, rc)
         shmb_tender_poke(lane.out)
         if held:
             held.clear()

@@ -198,19 +198,25 @@ async def _send_many(AsyncProducerBase producer, topic, values, keys, partition,
             await producer.mail.loop.run_in_executor(None, receipt._lanes.has, partition)
             fixed = _partition_known(receipt._lanes, partition)
     n = len(values)
-    while i < n:
-        stop = min(n, i + CHUNK)
-        if keys is None and timestamps is None:
-            i = _put_values(receipt, values, i, stop, fixed, False)
-        else:
-            i = _put_items(receipt, values, keys, timestamps, i, stop, fixed, False)
-        if i < stop:  # this one has to wait
-            one = await _sending(producer, topic, values[i], None if keys is None else keys[i], None,
-                                 None if fixed < 0 else fixed, None if timestamps is None else timestamps[i])
-            receipt.add(one._b, one._index, 1)
-            i += 1
-        elif i < n:
-            await asyncio.sleep(0)
+    try:
+        while i < n:
+            stop = min(n, i + CHUNK)
+            if keys is None and timestamps is None:
+                i = _put_values(receipt, values, i, stop, fixed, False)
+            else:
+                i = _put_items(receipt, values, keys, timestamps, i, stop, fixed, False)
+            if i < stop:  # this one has to wait
+                one = await _sending(producer, topic, values[i], None if keys is None else keys[i], None,
+                                     None if fixed < 0 else fixed, None if timestamps is None else timestamps[i])
+                if one._b.error == SHMB_E_FULL:
+                    receipt.dropped += 1
+                else:
+                    receipt.add(one._b, one._index, 1)
+                i += 1
+            elif i < n:
+                await asyncio.sleep(0)
+    except errors.BufferFull as error:
+        raise _sent_before(error, receipt)
     return receipt
 
 

@@ -200,11 +200,7 @@ cdef int64_t _send_stretch(ManyReceipt receipt, Rows rows, const shmb_run *run, 
             lanes.sender.after_slow(lanes, lane, after)
     else:
         shmb_unlock(&o.lock)
-        lanes.sender.send_slow(lanes, lane, item, rc, &b, &index)
-        try:
-            receipt.add(b, index, 1)
-        finally:
-            shmb_pbatch_py_release(b)
+        _add_slow(receipt, lane, item, rc)
         i += 1
     shmb_tender_poke(lane.out)
     return i

@@ -113,6 +113,27 @@ static inline enum shmb_put shmb_lane_send(struct shmb_lane *l, const struct shm
     shmb_unlock(&o->lock);
     return rc;
 }
+/* Counts a record that was dropped, and returns what its receipt points to: a failed batch of no records, one a
+ * lane, with a Python reference. The GIL is held. NULL: no memory. */
+static inline struct shmb_pbatch *shmb_lane_refuse(struct shmb_lane *l)
+{
+    struct shmb_pbatch *b = l->refused;
+    if (!b) {
+        b = (struct shmb_pbatch *)calloc(1, sizeof *b);
+        if (!b)
+            return NULL;
+        atomic_store_explicit(&b->refs, 1, memory_order_relaxed);
+        atomic_fetch_add_explicit(&l->refs, 1, memory_order_relaxed);
+        b->lane = l;
+        b->base_offset = -1;
+        b->error = SHMB_E_FULL;
+        shmb_publish32(&b->state, SHMB_PB_FAILED);
+        l->refused = b;
+    }
+    l->dropped++;
+    shmb_pbatch_py_hold(b);
+    return b;
+}
 /* Somebody waits for the open batch: the client thread is not to let it linger. */
 static inline void shmb_lane_due(struct shmb_lane *l)
 {
@@ -146,7 +167,9 @@ static inline void shmb_lane_forget(struct shmb_lane *l)
         shmb_pbatch_release(l->last);
     shmb_pbatch_release_list(l->failed);
     shmb_pbatch_release_list(l->waiting);
-    l->last = l->failed = l->failed_last = l->waiting = l->waiting_last = NULL;
+    if (l->refused)
+        shmb_pbatch_release(l->refused);
+    l->refused = l->last = l->failed = l->failed_last = l->waiting = l->waiting_last = NULL;
     shmb_unlock(&o->lock);
 }
 

@@ -84,6 +84,20 @@ cdef class Outlet:
         """The ingress id."""
         return self.o.ring.id
 
+    def standing(self):
+        """How full the ring is: (bytes published and not consumed, capacity, frames without a receipt, places
+        for receipts, slot of the batch in front or -1)."""
+        cdef int64_t front = -1
+        cdef uint64_t tail, used, flying
+        shmb_lock(&self.o.lock)
+        tail = shmb_observe(&self.o.ring.back.tail)
+        used = self.o.ring.published - tail
+        if used and self.o.ring.data != NULL:
+            front = (<shmb_frame *>(self.o.ring.data + (tail & (self.o.ring.capacity - 1)))).slot
+        flying = self.o.ring.next_seq - shmb_observe(&self.o.ring.back.receipts)
+        shmb_unlock(&self.o.lock)
+        return used, self.o.ring.capacity, flying, self.o.ring.slots, front
+
     def counters(self):
         """Batches and records published, ring bytes, frames in flight."""
         return {"batches": self.o.batches, "records": self.o.records, "capacity": self.o.ring.capacity,
@@ -179,6 +193,11 @@ cdef class Outlets:
         """Outlet.counters() by writer."""
         with self.mutex:
             return {writer: (<Outlet>outlet).counters() for writer, outlet in self.by_writer.items()}
+
+    def standing(self):
+        """Outlet.standing() by writer."""
+        with self.mutex:
+            return {writer: (<Outlet>outlet).standing() for writer, outlet in self.by_writer.items()}
 
     cdef Outlet get(self, uint32_t writer):
         with self.mutex:

@@ -62,6 +62,12 @@ cdef class Receipt:
         _alive(self._lanes)
         _add_callback(self, fn)
 
+    @property
+    def dropped(self):
+        """Whether the record found no room and was dropped (on_full="drop"): result() raises BufferFull."""
+        _alive(self._lanes)
+        return self._b.error == SHMB_E_FULL
+
     def exception(self, timeout=None):
         """Waits like result() and returns why the record failed, or None. Raises only TimedOut,
         BrokerGone and OutcomeUnknown of the wait itself."""
@@ -155,10 +161,15 @@ cdef class ManyReceipt:
                 if found is None:
                     found = _error_of(self._segments[i].b, self._lanes)
         self._looked = 1
+        if found is None and self.dropped:
+            found = errors.BufferFull(
+                f"{self.dropped} of {self.dropped + self.count} records for topic {self._lanes.name!r} found no "
+                "room and were dropped (on_full=\"drop\"); the others were acknowledged")
         return found
 
     def result(self, timeout=None):
-        """Waits for all and returns ManyMetadata, or raises what the first failed record met.
+        """Waits for all and returns ManyMetadata, or raises what the first failed record met; BufferFull
+        also when some were dropped.
 
         `timeout` in seconds; None waits up to delivery_timeout_ms after the send.
         """
@@ -247,6 +258,9 @@ cdef object _error_of(shmb_pbatch *b, Lanes lanes):
             "recovered or went offline before they were durable; look at its end, then send again")
     if b.error == SHMB_E_EARLIER:
         return _earlier(where, errors.from_code(b.cause, "", topic=lanes.name, partition=partition))
+    if b.error == SHMB_E_FULL:
+        return errors.BufferFull(f"the ring to the writer of {where} was full, and the record was dropped "
+                                 "(on_full=\"drop\")")
     if b.error == errors.UnknownTopic.kafka_code:
         return errors.UnknownTopic(lanes.name)
     error = errors.from_code(b.error, "", topic=lanes.name, partition=partition)

@@ -7,7 +7,7 @@ cdef class Sender:
     """One producer's state, shared with its receipts."""
 
     def __init__(self, connection, metadata, Outlets outlets, *, acks, compression, linger_ms, max_block_ms,
-                 delivery_timeout_ms, idempotent, batch_bytes, foreign=0):
+                 delivery_timeout_ms, idempotent, batch_bytes, on_full="block", foreign=0):
         self.generation = shmb_fork_generation
         self.connection = connection
         self.metadata = metadata
@@ -23,6 +23,7 @@ cdef class Sender:
         self.linger_ms = linger_ms
         self.max_block_ns = max_block_ms * 1_000_000
         self.delivery_ns = delivery_timeout_ms * 1_000_000
+        self.on_full = FULL.index(on_full)
         outlets.states.add(self)
         metadata.listen(self)
         interval = max(50, min(1000, linger_ms * 500))
@@ -66,6 +67,7 @@ cdef class Sender:
         if self.generation != shmb_fork_generation:
             return
         shmb_publish32(&self.closed, 1)
+        self.say_dropped("")
         if not self.connection.closed:
             self.connection.wake_all()
             self.connection.notify()
@@ -200,7 +202,10 @@ cdef class Sender:
 
     cdef int send_slow(self, Lanes topic, shmb_lane *lane, const shmb_item *item, shmb_put rc,
                        shmb_pbatch **pb, int32_t *index) except -1:
-        """Until the record is in a batch. The caller owns one Python reference to it."""
+        """Until the record is in a batch, of which the caller then owns one Python reference.
+
+        1: it was dropped, and the batch stands for that.
+        """
         cdef int64_t deadline_ns = shmb_now_ns() + self.max_block_ns
         cdef uint64_t tail = 0, receipts = 0
         cdef shmb_put after = SHMB_PUT_OK
@@ -210,6 +215,12 @@ cdef class Sender:
                 if after > SHMB_PUT_NO_ROOM:
                     self.after_slow(topic, lane, after)
                 return 0
+            if rc == SHMB_PUT_NO_ROOM and self.on_full != FULL_BLOCK:
+                if self.on_full == FULL_RAISE:
+                    raise self.full(topic, lane)
+                pb[0] = self.drop(topic, lane)
+                index[0] = 0
+                return 1
             if not first or rc != SHMB_PUT_NO_ROOM:
                 self.unblock(rc, topic, lane, item, tail, receipts, deadline_ns)
                 self.usable()
@@ -228,9 +239,62 @@ cdef class Sender:
         return 0
 
     cdef object full(self, Lanes topic, shmb_lane *lane):
-        return errors.BufferFull(
-            f"the ring to the writer of {topic.name}-{lane.partition} stayed full for max_block_ms "
-            f"({self.max_block_ns // 1_000_000}){_why_blocked(lane)}; the record was not taken")
+        how = f"stayed full for max_block_ms ({self.max_block_ns // 1_000_000})"
+        if self.on_full != FULL_BLOCK:
+            how = "is full"
+        return errors.BufferFull(f"the ring to the writer of {topic.name}-{lane.partition} {how}"
+                                 f"{_why_blocked(lane)}; the record was not taken")
+
+    cdef shmb_pbatch *drop(self, Lanes topic, shmb_lane *lane) except NULL:
+        """Drops a record for which there is no room: counts it, and warns at most once a second. The batch
+        that its receipt points to."""
+        cdef shmb_pbatch *b = shmb_lane_refuse(lane)
+        cdef int64_t now = shmb_now_ns()
+        if b == NULL:
+            raise MemoryError("no memory for a receipt")
+        self.unsaid += 1
+        if now - self.said_ns >= SAY_EVERY_NS:
+            self.said_ns = now
+            self.say_dropped(f"; the last for {topic.name}-{lane.partition}: the ring to its writer is full"
+                             f"{_why_blocked(lane)}")
+        return b
+
+    def say_dropped(self, str where):
+        """Warns of what was dropped since the last warning."""
+        if self.unsaid:
+            count, self.unsaid = self.unsaid, 0
+            _log.warning("%d records were dropped (on_full=\"drop\")%s", count, where)
+
+    def places(self):
+        """Where the partitions are that were sent to: (topic, partition, writer, slot, slot epoch) each."""
+        cdef Lanes topic
+        cdef int32_t p
+        cdef shmb_lane *lane
+        cdef Outlet outlet
+        if self.generation != shmb_fork_generation:
+            raise errors.ForkedError("this producer")
+        found = []
+        with self.outlets.mutex:
+            writers = {<size_t>(<Outlet>outlet).o: writer for writer, outlet in self.outlets.by_writer.items()}
+            for topic in list(self.topics.values()):
+                for p in range(topic.partitions):
+                    lane = topic.lanes[p]
+                    if lane != NULL and <size_t>lane.out in writers:
+                        found.append((topic.name, p, writers[<size_t>lane.out], lane.slot_index, lane.slot_epoch))
+        return found
+
+    def dropped(self):
+        """Records dropped so far, by (topic, partition); those of which none was are absent."""
+        cdef Lanes topic
+        cdef int32_t p
+        if self.generation != shmb_fork_generation:
+            raise errors.ForkedError("this producer")
+        found = {}
+        for topic in list(self.topics.values()):
+            for p in range(topic.partitions):
+                if topic.lanes[p] != NULL and topic.lanes[p].dropped:
+                    found[topic.name, p] = topic.lanes[p].dropped
+        return found
 
     # ---- What needs Python ----
 

@@ -104,6 +104,10 @@ cdef class Sending:
                 self.producer.mail.seal_soon(lanes, p)
             shmb_tender_poke(lane.out)
             return receipt
+        if not _must_wait(sender, rc):
+            if sender.on_full == FULL_RAISE:
+                raise sender.full(lanes, lane)
+            return _receipt(lanes, sender.drop(lanes, lane), 0, item.timestamp)
         self.put = rc
         if rc == SHMB_PUT_NO_ROOM:
             if watching:

@@ -35,7 +35,7 @@ enum shmb_pbatch_state {
 };
 
 /* Own error numbers of a batch that no receipt carries; errors.py has the classes. */
-enum { SHMB_E_UNKNOWN_OUTCOME = 1002, SHMB_E_DETACHED = 1004, SHMB_E_EARLIER = 1011 };
+enum { SHMB_E_UNKNOWN_OUTCOME = 1002, SHMB_E_DETACHED = 1004, SHMB_E_FULL = 1008, SHMB_E_EARLIER = 1011 };
 enum { SHMB_E_SEQUENCE_GAP = 45 };
 
 /* Why a watch was mailed. */
@@ -163,6 +163,8 @@ struct shmb_lane {
     int64_t delivery_ns;                        /* how long a batch may take, from its first record */
     struct shmb_pbatch *watched, *watched_last;
     struct shmb_lane *next_watched, *prev_watched;
+    uint64_t dropped;                           /* records that found no room (on_full="drop"); the GIL's */
+    struct shmb_pbatch *refused;                /* what their receipts point to; NULL: there was none yet */
 };
 
 enum shmb_put {

@@ -36,6 +36,10 @@ cdef extern from "layout.h" nogil:
         shmb_a32 ready           # stored last; without it the object is rubbish
         uint32_t owner           # writer index, or ingress id
 
+    enum:
+        SHMB_STATE_FREE
+        SHMB_STATE_ONLINE
+
     struct shmb_slot:
         uint8_t topic_id[16]
         uint32_t partition

@@ -277,6 +277,36 @@ cdef class TableView:
         """The slot's state, one of STATES."""
         return _named(STATES, shmb_observe32(&self._slot(slot).state))
 
+    def sample(self, int slot):
+        """What pressure is judged by: state, log end and durable position, ring bytes, mean ns of a write,
+        why a batch waits and since when (CLOCK_MONOTONIC ns, 0: none waits)."""
+        return _sample(self._slot(slot))
+
+    def stirring(self, int upto):
+        """(slot, sample) of those below `upto` that are somebody's and not at rest: in a state other than
+        online, with something unsynced, or with a batch that waits."""
+        cdef int n
+        cdef unsigned int state
+        cdef shmb_slot *s
+        found = []
+        if self._at == NULL:
+            raise ValueError(f"{self.path} is closed")
+        for n in range(min(upto, self.slots_max)):
+            s = shmb_table_slot(self._at, n)
+            state = shmb_observe32(&s.state)
+            if state == SHMB_STATE_FREE:
+                continue
+            if (state != SHMB_STATE_ONLINE or shmb_peek32(&s.blocked_why)
+                    or shmb_peek(&s.durable_position) != shmb_peek(&s.log_end_position)):
+                found.append((n, _sample(s)))
+        return found
+
+    def heartbeat_ns(self):
+        """When the writer's housekeeper last said that it is there (CLOCK_MONOTONIC); 0: never."""
+        if self._at == NULL:
+            raise ValueError(f"{self.path} is closed")
+        return shmb_peek(&(<shmb_writer_head *>self._at).heartbeat_ns)
+
     def head(self):
         """The head by field name: pid, incarnation, heartbeat, counters, and the intent or None."""
         if self._at == NULL:
@@ -328,6 +358,20 @@ cdef class TableView:
     def slots(self):
         """Those slots, as `slot` gives them, that are somebody's."""
         return [self.slot(n) for n in range(self.slots_max) if self.state(n) != "free"]
+
+
+cdef tuple _sample(shmb_slot *s):
+    durable = shmb_observe(&s.durable_position)  # before the log end, which is never below it
+    return (_named(STATES, shmb_observe32(&s.state)), shmb_observe(&s.log_end_position), durable,
+            shmb_peek(&s.ring_bytes), shmb_peek(&s.write_ns), _named(BLOCKS, shmb_peek32(&s.blocked_why)),
+            shmb_peek(&s.blocked_ns))
+
+
+def sample_at(size_t table, unsigned int slot):
+    """As TableView.sample, with the slot's epoch in front, of the table mapped at `table`; and the writer's
+    heartbeat behind. The caller keeps the mapping."""
+    cdef shmb_slot *s = shmb_table_slot(<void *>table, slot)
+    return (shmb_observe32(&s.slot_epoch), _sample(s), shmb_peek(&(<shmb_writer_head *>table).heartbeat_ns))
 
 
 cdef str _named(tuple names, unsigned int value):

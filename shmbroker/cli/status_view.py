@@ -16,6 +16,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from shmbroker.units import about_bytes as size
+from shmbroker.units import about_s as duration
+
 _PIPE_WIDTH: Final = 500  # nothing is left out or wrapped
 _GAP: Final = 3
 
@@ -186,27 +189,6 @@ def _style(row: Sequence[str], head: Sequence[str], name: str) -> str:
 
 def _fill(used: int, capacity: int) -> str:
     return f"{size(used)} of {size(capacity)}" if capacity else "-"
-
-
-def size(n: int) -> str:
-    """Bytes, for people."""
-    value = float(n)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
-
-
-def duration(seconds: float) -> str:
-    """A time, for people."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = int(seconds) // 60
-    if minutes < 120:
-        return f"{minutes} min"
-    hours = minutes // 60
-    return f"{hours} h" if hours < 48 else f"{hours // 24} days"
 
 
 def _cpus(cpus: Sequence[int]) -> str:

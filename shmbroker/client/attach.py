@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import orjson
 
+from shmbroker.control.pressure import Thresholds
 from shmbroker.errors import NoBroker, from_wire
 from shmbroker.places import Places
 
@@ -35,6 +36,8 @@ class Attachment:
     broker_pid: int
     writers: int
     adopted: bool
+    events: str = ""  # path of the events socket
+    pressure: Thresholds | None = None  # what the broker judges by
 
     @classmethod
     def of(cls, ok: dict[str, Any]) -> Attachment:
@@ -51,6 +54,8 @@ class Attachment:
             broker_pid=ok["broker_pid"],
             writers=ok["writers"],
             adopted=bool(ok.get("adopted", False)),
+            events=str(ok.get("events") or ""),
+            pressure=Thresholds.of(ok.get("pressure")),
         )
 
 

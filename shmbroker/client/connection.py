@@ -34,6 +34,7 @@ from shmbroker._core import shm
 from shmbroker._core.reader import EpochWord, Mapping, wake_all
 from shmbroker.client.admin import Control
 from shmbroker.client.attach import MESSAGE_BYTES, attach
+from shmbroker.client.pressure import PressureSource, TablePressures
 from shmbroker.errors import (
     BrokerGone,
     ClosedError,
@@ -95,6 +96,7 @@ class Connection:
         self._changed = threading.Condition()
         self._map_lock = threading.Lock()
         self._tables: dict[int, Mapping] = {}
+        self._pressures: TablePressures | None = None
         self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
         self._observers: list[Callable[[], None]] = []
         self.attachment, self._socket = attach(places, timeout, None)
@@ -222,6 +224,14 @@ class Connection:
         from shmbroker.client.local_source import LocalSource  # not for who only produces
 
         return LocalSource(self, metadata)
+
+    @property
+    def pressures(self) -> PressureSource:
+        """What is known of partitions' pressure here: out of the mapped tables, without asking."""
+        with self._map_lock:
+            if self._pressures is None:
+                self._pressures = TablePressures(self)
+            return self._pressures
 
     def wake_all(self) -> None:
         """Wakes every park word: all waits of this instance look at their conditions again."""

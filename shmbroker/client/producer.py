@@ -15,6 +15,8 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, get_args
 
 from shmbroker._core.producer import Outlets, ProducerBase, Sender
+from shmbroker.client.metadata import TopicPartition
+from shmbroker.client.pressure import Pressure, pressure_of
 from shmbroker.client.receipt import RecordMetadata
 from shmbroker.errors import DeliveryError, ForkedError, OutcomeUnknown, TimedOut
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 Acks = Literal["durable", "memory", "none"]
 Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
+OnFull = Literal["block", "drop", "raise"]
 BATCH_BYTES: Final = 128 * 1024  # 64 to 256 KiB measure alike
 _LARGEST_BATCH_BYTES: Final = 32 << 20
 
@@ -57,10 +60,12 @@ def sender_of(
     delivery_timeout_ms: int,
     idempotent: bool,
     batch_bytes: int,
+    on_full: OnFull,
 ) -> Sender:
     """What a producer with these options sends by; TypeError or ValueError names a wrong one."""
     _one_of("acks", acks, get_args(Acks))
     _one_of("compression", compression, (None, *get_args(Compression)))
+    _one_of("on_full", on_full, get_args(OnFull))
     _within("linger_ms", linger_ms, 0, 60_000)
     _within("max_block_ms", max_block_ms, 0, 1 << 40)
     _within("delivery_timeout_ms", delivery_timeout_ms, 1, 1 << 40)
@@ -76,6 +81,7 @@ def sender_of(
         delivery_timeout_ms=delivery_timeout_ms,
         idempotent=idempotent,
         batch_bytes=batch_bytes,
+        on_full=on_full,
     )
 
 
@@ -93,6 +99,7 @@ class Producer(ProducerBase):
         delivery_timeout_ms: int = 120_000,
         idempotent: bool = True,
         batch_bytes: int = BATCH_BYTES,
+        on_full: OnFull = "block",
     ) -> None:
         """`acks`: when a record counts as sent: "durable" on stable storage, "memory" appended (it
         outlives every process, not the host), "none" in the ring. `compression` of whole batches.
@@ -100,6 +107,8 @@ class Producer(ProducerBase):
         nothing waits. `max_block_ms`: how long send() blocks while the ring is full.
         `delivery_timeout_ms`: how long result() and flush() wait without a timeout of their own.
         `idempotent`: resends are never appended twice. `batch_bytes`: a batch's size under load.
+        `on_full`: what send() does while the ring is full: "block"; "raise" BufferFull at once; or
+        "drop" the record, count it in dropped(), and return a receipt that is settled as failed.
         """
         self._closed = False
         self._sender_state = sender_of(
@@ -111,6 +120,7 @@ class Producer(ProducerBase):
             delivery_timeout_ms=delivery_timeout_ms,
             idempotent=idempotent,
             batch_bytes=batch_bytes,
+            on_full=on_full,
         )
         self._begin(self._sender_state)
 
@@ -145,6 +155,21 @@ class Producer(ProducerBase):
             state.close()
             state.end_watches()
         self._report()
+
+    def pressure(self) -> Pressure:
+        """How hard the partitions that this producer has sent to are pressed now, and why.
+
+        A local producer reads it from memory, in microseconds; a remote one tells what it last
+        heard. Never waits, never asks. Raises ForkedError, ClosedError.
+        """
+        return state_pressure(self._sender_state)
+
+    def dropped(self) -> dict[TopicPartition, int]:
+        """How many records found no room and were dropped (on_full="drop"), by partition.
+
+        Exact: what was sent and this make up what was offered. Partitions without any are absent.
+        """
+        return dropped_of(self._sender_state)
 
     @property
     def closed(self) -> bool:
@@ -195,6 +220,18 @@ class Producer(ProducerBase):
         return f"<Producer {'closed' if self._closed else 'open'} at {id(self):#x}>"
 
 
+def state_pressure(state: Sender) -> Pressure:
+    """What a sender's producer is told of pressure."""
+    state.check()
+    connection: Connection = state.connection
+    return pressure_of(state, outlets_of(connection), connection.pressures)
+
+
+def dropped_of(state: Sender) -> dict[TopicPartition, int]:
+    """Records that a sender dropped, by partition."""
+    return {TopicPartition(*where): count for where, count in state.dropped().items()}
+
+
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}")
@@ -207,4 +244,4 @@ def _within(name: str, value: object, low: int, high: int) -> None:
         raise ValueError(f"{name} is {value}; allowed: {low} to {high}")
 
 
-__all__ = ["Producer", "outlets_of", "sender_of"]
+__all__ = ["Producer", "dropped_of", "outlets_of", "sender_of", "state_pressure"]

@@ -17,7 +17,7 @@ from typing import Literal
 from shmbroker.addresses import format_tcp, is_loopback
 from shmbroker.config import ListenSection, LoadedConfig, Places
 from shmbroker.control.keys import KeyDirectory, read_secret
-from shmbroker.control.ports import ListenFile, Ports, resolve
+from shmbroker.control.ports import NAMES, ListenFile, Ports, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Listening:
         return self.ports is not None and self.keys is None and not is_loopback(self.ip)
 
     def tcp(self, name: str) -> tuple[str, int] | None:
-        """Where to bind `control`, `ingress` or `data`."""
+        """Where to bind `control`, `ingress`, `data` or `events`."""
         return (self.ip, getattr(self.ports, name)) if self.ports else None
 
     def data_path(self, number: int) -> str | None:
@@ -118,7 +118,7 @@ class Listening:
     def endpoints(self) -> dict[str, list[str]]:
         """All of them, for `status`."""
         found = {}
-        for name in ("control", "ingress", "data"):
+        for name in NAMES:
             tcp = self.tcp_endpoint(name)
             found[name] = ([tcp] if tcp else []) + self.unix_endpoints(name)
         return found
@@ -142,9 +142,7 @@ def plan_listening(places: Places, loaded: LoadedConfig) -> Listening | None:
         ports = file.ports(loaded, ip)
     unix = {}
     if listen.unix:
-        unix = {
-            name: places.socket_path(f"remote-{name}") for name in ("control", "ingress", "data")
-        }
+        unix = {name: places.socket_path(f"remote-{name}") for name in NAMES}
     data_token = secrets.token_hex(16)
     return Listening(listen, host, ip, ports, unix, keys, file.token(), data_token)
 

@@ -91,7 +91,7 @@ class Plan:
     writers: set[int] = field(default_factory=set)  # those that have a table
     places: dict[tuple[str, int], Place] = field(default_factory=dict)  # by (topic_id, partition)
     slots_max: dict[int, int] = field(default_factory=dict)  # of adopted tables
-    _taken: dict[int, set[int]] = field(default_factory=dict)
+    _taken: dict[int, dict[int, Place]] = field(default_factory=dict)  # by writer and slot
 
     def adopt(
         self, tables: Mapping[int, Mapping[str, Any]], topics: Mapping[str, tuple[str, int]]
@@ -115,7 +115,7 @@ class Plan:
         """Counts a writer in, whose table has `slots_max` slots."""
         self.writers.add(writer)
         self.slots_max[writer] = slots_max or self.table_slots
-        self._taken.setdefault(writer, set())
+        self._taken.setdefault(writer, {})
 
     def place(
         self,
@@ -139,7 +139,7 @@ class Plan:
             )
         for partition in wanted:
             writer = self._least_loaded()
-            taken = self._taken.setdefault(writer, set())
+            taken = self._taken.setdefault(writer, {})
             slot = next(n for n in range(self._slots_of(writer)) if n not in taken)
             epoch = slot_epoch(writer, slot) + 1
             made.append(self._put(Place(topic_id, topic, partition, writer, slot, epoch)))
@@ -148,7 +148,7 @@ class Plan:
     def release(self, place: Place) -> None:
         """Frees a place, after its writer has let go of it."""
         if self.places.pop((place.topic_id, place.partition), None) is not None:
-            self._taken[place.writer].discard(place.slot)
+            self._taken[place.writer].pop(place.slot, None)
 
     def of_topic(self, topic_id: str) -> list[Place]:
         """The places of a topic's partitions, in order."""
@@ -160,10 +160,18 @@ class Plan:
         found = [place for place in self.places.values() if place.writer == writer]
         return sorted(found, key=lambda place: place.slot)
 
+    def at(self, writer: int, slot: int) -> Place | None:
+        """The place in a slot of a writer's table."""
+        return self._taken.get(writer, {}).get(slot)
+
+    def slots_used(self, writer: int) -> int:
+        """The slots of a writer's table from 0 on in which all its places are."""
+        return max(self._taken.get(writer, ()), default=-1) + 1
+
     def _put(self, place: Place) -> Place:
-        taken = self._taken.setdefault(place.writer, set())
+        taken = self._taken.setdefault(place.writer, {})
         assert place.slot not in taken, f"slot {place.slot} of writer {place.writer} is taken"
-        taken.add(place.slot)
+        taken[place.slot] = place
         self.places[place.topic_id, place.partition] = place
         return place
 

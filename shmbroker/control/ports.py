@@ -32,11 +32,12 @@ _LOWEST: Final = 10_000  # below it stand the ports that other programs have by 
 _TRIES: Final = 1_000
 _PREDECESSOR_S: Final = 1.0
 _LOOK_EVERY_S: Final = 0.02
-_NAMES: Final = ("control", "ingress", "data")
+NAMES: Final = ("control", "ingress", "data", "events")
 _KEYS: Final = {
     "control": "listen.address",
     "ingress": "listen.ingress_port",
     "data": "listen.data_port",
+    "events": "listen.events_port",
 }
 
 
@@ -47,6 +48,7 @@ class Ports:
     control: int
     ingress: int
     data: int
+    events: int
 
 
 class ListenFile:
@@ -67,7 +69,7 @@ class ListenFile:
         return str(token)
 
     def ports(self, loaded: LoadedConfig, host: str) -> Ports:
-        """The three ports, free at this moment. ConfigError names the one that is not.
+        """The four ports, free at this moment. ConfigError names the one that is not.
 
         `host`: as a number; `*` for every address. Waits a moment for a port in use: a killed
         broker's workers give theirs back when they are gone, a little after it.
@@ -75,7 +77,7 @@ class ListenFile:
         asked = _asked(loaded)
         kept = self._found.get("ports")
         chosen: dict[str, int] = {}
-        for name in _NAMES:
+        for name in NAMES:
             port = asked[name]
             if port == 0:
                 old = kept.get(name) if isinstance(kept, dict) else None
@@ -109,9 +111,10 @@ def _asked(loaded: LoadedConfig) -> dict[str, int]:
     assert listen.tcp is not None
     first = listen.tcp[1]
     asked = {"control": first}
-    for steps, (name, port) in enumerate(
-        (("ingress", listen.ingress_port), ("data", listen.data_port)), start=1
-    ):
+    others = {
+        "ingress": listen.ingress_port, "data": listen.data_port, "events": listen.events_port,
+    }  # fmt: skip
+    for steps, (name, port) in enumerate(others.items(), start=1):
         asked[name] = (first + steps if first else 0) if port == "auto" else port
         if asked[name] > PORT_MAX:
             raise loaded.refused(
@@ -197,4 +200,4 @@ def resolve(loaded: LoadedConfig, host: str) -> str:
     return str(found[0][4][0])
 
 
-__all__ = ["LISTEN_FILE", "ListenFile", "Ports", "resolve"]
+__all__ = ["LISTEN_FILE", "NAMES", "ListenFile", "Ports", "resolve"]

@@ -56,7 +56,7 @@ def test_attach_answers_with_everything_that_a_client_needs(peer: Peer, broker: 
 
 
 def test_sockets_are_closed_to_other_users(broker: Broker) -> None:
-    for name in ("attach", "control", "workers"):
+    for name in ("attach", "control", "events", "workers"):
         mode = os.stat(broker.places.socket_path(name)).st_mode
         assert stat.S_ISSOCK(mode)
         assert stat.S_IMODE(mode) == 0o600
@@ -306,7 +306,7 @@ def test_status_names_everything(broker: Broker, peer: Peer) -> None:
     status = peer.ask("status")
     assert {p["role"] for p in status["processes"]} == {"acceptor", "writer", "resource-tracker"}
     assert all(p["cpus"] for p in status["processes"])
-    assert status["endpoints"].keys() == {"attach", "control", "workers"}
+    assert status["endpoints"].keys() == {"attach", "control", "events", "workers"}
     assert status["partitions"][0]["segments"] == 1
     (client,) = status["clients"]
     assert client["pid"] == os.getpid()

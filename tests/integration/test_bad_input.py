@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
+from ingress_rig import IngressProcess, Remote, Topic
 from raw_client import RawClient
 from waiting import eventually
 from writer_rig import batches_of
@@ -26,7 +28,7 @@ from writer_rig import batches_of
 from shmbroker import errors
 from shmbroker._core import shm
 from shmbroker._core.scan import crc32c
-from shmbroker.config import shm_prefix
+from shmbroker.config import ListenSection, shm_prefix
 
 Broker = Any
 PROGRAM = "shmbroker.cli.main"
@@ -300,6 +302,48 @@ def test_a_full_disk_makes_records_wait_and_the_partition_returns_by_itself(
         env=broker.env, capture_output=True, timeout=60, check=True,
     )  # fmt: skip
     assert done.stdout.split(b"\n")[:-1] == values
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("small_disk", ["tmpfs"], indirect=True)
+def test_a_full_disk_stops_the_credit_of_remote_producers_and_loses_nothing(
+    small_disk: Broker, tmp_path: Path
+) -> None:
+    broker = small_disk
+    inside = Path(f"/proc/{broker.pid}/root{broker.places.data_dir}")
+    with broker.client() as client, zmq.Context() as context:
+        client.create_topic("t", config={"segment.bytes": 1 << 20})
+        ingress = IngressProcess(client, tmp_path, listen=ListenSection(credit_bytes=1 << 20))
+        remote = Remote(context, ingress.address, 1, padding=30_000).open()
+        topic = Topic.of(client, "t")
+        try:
+            remote.produce(topic)
+            remote.settled()
+            free = os.statvfs(inside).f_bavail * os.statvfs(inside).f_frsize
+            with open(inside / "ballast", "wb") as ballast:
+                os.posix_fallocate(ballast.fileno(), 0, free - (2 << 20))
+            full = lambda: partition(client)["state"] == "no_space"  # noqa: E731
+            while not (full() and ingress.ask("status")["waiting"]):
+                if remote.codec.may_send(0):
+                    remote.send(remote.make(topic))
+                remote.step()
+            (line,) = ingress.ask("status")["waiting"]
+            assert line["reason"], "who waits is told for what"
+            while remote.codec.may_send(0):  # what credit is left, and then no more
+                remote.send(remote.make(topic))
+            unanswered = len(remote.codec.unacknowledged)
+            for _ in range(10):
+                remote.step()
+            assert not remote.refused, "what found no space waits, and is no error"
+            assert len(remote.codec.unacknowledged) == unanswered
+            assert ingress.ask("status")["held_bytes"] <= (1 << 20) + 100_000
+            (inside / "ballast").unlink()
+            remote.settled()
+            offsets = [remote.offsets[n] for n in sorted(remote.offsets)]
+            assert offsets == list(range(0, 3 * len(offsets), 3))
+        finally:
+            remote.close()
+            ingress.close()
 
 
 def test_a_partition_of_a_newer_version_is_offline_and_the_others_go_on(

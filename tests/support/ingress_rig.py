@@ -6,6 +6,7 @@ The test stands in for the acceptor: it binds the workers' socket, and asks `sta
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -31,6 +32,7 @@ from shmbroker.wire.native.ingress_messages import (
     Acks,
     Heartbeat,
     HelloAgain,
+    Parts,
     Produce,
     Refused,
 )
@@ -186,7 +188,7 @@ class Remote:
         self.offsets: dict[int, int] = {}  # by correlation, of what was acknowledged
         self.refused: dict[int, errors.ShmbrokerError] = {}
         self.events: list[Any] = []
-        self._answers_since = time.monotonic()
+        self._said = 0.0
         self.greet()
 
     def close(self) -> None:
@@ -195,7 +197,12 @@ class Remote:
 
     def greet(self, token: bytes = TOKEN) -> None:
         """Says Hello."""
-        self.socket.send_multipart(self.codec.send(Hello(token, "a test")))
+        self._say(self.codec.send(Hello(token, "a test")))
+
+    def _say(self, parts: Parts) -> None:
+        self._said = time.monotonic()
+        with contextlib.suppress(zmq.Again):  # nobody is there to take it
+            self.socket.send_multipart(parts, zmq.NOBLOCK)
 
     def make(self, topic: Topic, partition: int = 0, acks: Acks = Acks.DURABLE) -> Produce:
         """The next batch of a partition."""
@@ -214,18 +221,16 @@ class Remote:
 
     def send(self, produce: Produce) -> None:
         """Now, or RuntimeError without credit."""
-        self.socket.send_multipart(self.codec.send(produce))
+        self._say(self.codec.send(produce))
 
     def step(self, wait_ms: int = 20) -> None:
         """Hears what has come, and sends again what must be."""
         if self.socket.poll(wait_ms):
-            self._answers_since = time.monotonic()
             while self.socket.poll(0):
                 self._hear(self.codec.receive_message(self.socket.recv_multipart()))
-        elif time.monotonic() - self._answers_since > 0.2:
-            self._answers_since = time.monotonic()
+        if time.monotonic() - self._said > 0.2:
             if self.codec.state is State.OPEN:
-                self.socket.send_multipart(self.codec.send(Heartbeat()))
+                self._say(self.codec.send(Heartbeat()))
             elif self.codec.state is not State.CLOSED:
                 self.greet()
 
@@ -240,7 +245,7 @@ class Remote:
         elif isinstance(event, HelloAgain):
             self.greet()
         for parts in self.codec.resend(lambda waiting: waiting.writer):
-            self.socket.send_multipart(parts)
+            self._say(parts)
 
     def until(self, done: Callable[[], bool], what: str = "") -> None:
         """Steps until `done`."""
@@ -271,6 +276,6 @@ class Remote:
         self.sequences.clear()
 
 
-def again(produce: Produce, correlation: int) -> Produce:
-    """The same batch under another correlation."""
-    return replace(produce, correlation=correlation)
+def again(produce: Produce, correlation: int, batch: bytes | None = None) -> Produce:
+    """The same batch, or another, under that correlation."""
+    return replace(produce, correlation=correlation, batch=batch or produce.batch)

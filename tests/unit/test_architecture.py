@@ -14,6 +14,7 @@ FOLDERS = {
     "shmbroker/control/": (".py",),
     "shmbroker/client/": (".py",),
     "shmbroker/client/aio/": (".py",),
+    "shmbroker/client/remote/": (".py",),
     "workers/": (".py",),
     "workers/streams/": (".py",),
     "shmbroker/cli/": (".py",),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from shmbroker._core import batch, feed, reader, shm
+from shmbroker.client.remote.streams import Bell
 from shmbroker.wire.native.limits import SUBSCRIPTIONS
 from shmbroker.wire.native.stream_frames import Batches, Closing, Ends, Heartbeat, encode
 
@@ -24,7 +25,7 @@ class Rig:
     """One feed that an inlet fills out of a socket pair, and its reader."""
 
     def __init__(self, offset: int = 0, most: int = MOST) -> None:
-        self.bell = os.eventfd(0, os.EFD_NONBLOCK)
+        self.bell = Bell()
         fd = os.memfd_create("park")
         os.ftruncate(fd, shm.PARK_BYTES)
         self.park = reader.Mapping("park", fd, writable=True)
@@ -83,7 +84,6 @@ class Rig:
         self.far.close()
         self.reader.close()
         del self.reader, self.inlet, self.feed  # the ring's descriptor goes with them
-        os.close(self.bell)
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_a_reader_rings_when_a_quarter_is_taken_and_grows_its_ring_if_it_waited(
             sent += len(raw)
         assert not rig.feed.rang()
         rig.reads_all()
-        assert os.eventfd_read(rig.bell)
+        assert os.eventfd_read(rig.bell.fileno())
         assert rig.feed.rang()
         rig.grant()
         capacities.append(rig.feed.capacity)
@@ -307,13 +307,13 @@ def test_wait_receives_for_all_connections_and_returns_for_the_bell() -> None:
             r.far.send(r.frame(r.batch(b"a")))
         watched = [(r.near.fileno(), r.inlet, False) for r in (one, other)]
         soon = reader.monotonic_ns() + 50_000_000
-        assert feed.wait(one.bell, watched, soon) == [0, 0, 0] or one.reads_all() == [b"a"]
+        assert feed.wait(one.bell.fileno(), watched, soon) == [0, 0, 0] or one.reads_all() == [b"a"]
         assert other.reads_all() == [b"a"]
-        os.eventfd_write(one.bell, 1)
-        found = feed.wait(one.bell, watched, reader.monotonic_ns() + 10_000_000_000)
+        one.bell.ring()
+        found = feed.wait(one.bell.fileno(), watched, reader.monotonic_ns() + 10_000_000_000)
         assert found[0] >> 8
         other.far.close()
-        found = feed.wait(other.bell, watched, reader.monotonic_ns() + 10_000_000_000)
+        found = feed.wait(other.bell.fileno(), watched, reader.monotonic_ns() + 10_000_000_000)
         assert found[2] & 0xFF == feed.END
 
 

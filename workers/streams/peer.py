@@ -31,7 +31,7 @@ from shmbroker.wire.native.stream_frames import (
 )
 from shmbroker.wire.native.stream_server import StreamServer
 from shmbroker.workers.streams.beginning import Beginning
-from shmbroker.workers.streams.frame import Frame, Lost
+from shmbroker.workers.streams.frame import Frame
 from shmbroker.workers.streams.subscription import Subscription
 
 if TYPE_CHECKING:
@@ -289,4 +289,4 @@ class Peer:
         }
 
 
-__all__ = ["FRAME_BYTES", "TURN_BYTES", "Lost", "Peer"]
+__all__ = ["FRAME_BYTES", "TURN_BYTES", "Peer"]

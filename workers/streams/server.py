@@ -23,7 +23,6 @@ from shmbroker.errors import QuotaExceeded, ShmbrokerError
 from shmbroker.wire.native.greeting import STREAM_MAGIC, Welcome, encode_refusal
 from shmbroker.wire.native.limits import SUBSCRIPTIONS
 from shmbroker.workers.logs import get_logger
-from shmbroker.workers.streams.frame import Lost
 from shmbroker.workers.streams.jobs import Jobs
 from shmbroker.workers.streams.partition import Partition
 from shmbroker.workers.streams.peer import Peer
@@ -140,7 +139,7 @@ class Streams:
         try:
             if peer.serve(now):
                 self._ready[peer] = None
-        except Lost as error:
+        except ShmbrokerError as error:  # Lost, or a batch that fails its checks in a frame's rest
             _log.warning("a stream was cut", peer=peer.where, name=peer.name, reason=str(error))
             self.drop(peer)
         except OSError:  # it is gone

@@ -13,7 +13,15 @@ import warnings
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from shmbroker._core.producer import AsyncProducerBase
-from shmbroker.client.producer import BATCH_BYTES, Acks, Compression, sender_of
+from shmbroker.client.producer import (
+    BATCH_BYTES,
+    Acks,
+    Compression,
+    OnFull,
+    dropped_of,
+    sender_of,
+    state_pressure,
+)
 from shmbroker.client.receipt import RecordMetadata
 from shmbroker.errors import DeliveryError, ForkedError, OutcomeUnknown, TimedOut
 
@@ -22,7 +30,8 @@ if TYPE_CHECKING:
 
     from shmbroker.client.aio.bridge import Bridge
     from shmbroker.client.connection import Connection
-    from shmbroker.client.metadata import Metadata
+    from shmbroker.client.metadata import Metadata, TopicPartition
+    from shmbroker.client.pressure import Pressure
 
 
 class _Client(Protocol):
@@ -47,6 +56,7 @@ class Producer(AsyncProducerBase):
         delivery_timeout_ms: int = 120_000,
         idempotent: bool = True,
         batch_bytes: int = BATCH_BYTES,
+        on_full: OnFull = "block",
     ) -> None:
         """The options mean what they mean to the synchronous Producer; `max_block_ms` is how long
         `await send()` may wait while the ring is full."""
@@ -61,6 +71,7 @@ class Producer(AsyncProducerBase):
             delivery_timeout_ms=delivery_timeout_ms,
             idempotent=idempotent,
             batch_bytes=batch_bytes,
+            on_full=on_full,
         )
         self._begin(self._sender_state, bridge)
 
@@ -108,6 +119,14 @@ class Producer(AsyncProducerBase):
         finally:
             self._end()
         self._report()
+
+    def pressure(self) -> Pressure:
+        """As of the synchronous producer; a plain call, since it never waits."""
+        return state_pressure(self._sender_state)
+
+    def dropped(self) -> dict[TopicPartition, int]:
+        """As of the synchronous producer."""
+        return dropped_of(self._sender_state)
 
     @property
     def closed(self) -> bool:

@@ -51,6 +51,12 @@ class StreamConnection(Generic[Flow]):
         """Whether everything that was received has been taken: a frame is what comes next."""
         return self._head is None and not self._inbox.size_bytes
 
+    def unread(self) -> bytes:
+        """What has been received and makes no event yet, taken: for who goes on reading itself."""
+        data = self._inbox.take(self._inbox.size_bytes)
+        assert data is not None
+        return data
+
     def close(self) -> None:
         """No event comes any more, and nothing may be sent."""
         self.state = State.CLOSED
