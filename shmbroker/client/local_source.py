@@ -34,7 +34,10 @@ class LocalSource:
 
     def reader(self, topic: str, partition: int, appended: bool) -> PartitionReader:
         """See Source."""
-        place = self._metadata.partition(topic, partition)
+        return self.reader_at(self._metadata.partition(topic, partition), appended)
+
+    def reader_at(self, place: PartitionInfo, appended: bool) -> PartitionReader:
+        """As `reader`, where the metadata says; asks nothing."""
         return self.kind(
             place.topic,
             place.partition,

@@ -115,10 +115,10 @@ def test_a_killed_reader_is_replaced_and_streams_go_on_where_they_were(
 
     def is_back() -> bool:
         try:
-            elsewhere.connect(1).close()
+            with elsewhere.connect(1) as consumer:
+                return consumer.welcome is not None
         except OSError:
             return False
-        return True
 
     eventually(is_back, lambda: broker.output)
     with elsewhere.connect(1) as consumer:
