@@ -84,6 +84,11 @@ def test_hello_tells_where_all_is_and_needs_the_token(shared: Broker) -> None:
         assert listen_of(shared)["hellos_refused"] - refused_before == 4
         (shown,) = [c for c in listen_of(shared)["clients"] if c["client"] == told["client"]]
         assert (shown["name"], shown["over"], shown["key"]) == ("peer", "tcp", None)
+        with RemotePeer(address) as other:
+            known = other.hello(token_of(shared))["client"]
+            assert other.ask("goodbye") == {}
+            assert other.refused("heartbeat")["code"] == 42
+            assert known not in [c["client"] for c in listen_of(shared)["clients"]]
         with RemotePeer(address) as thief:
             assert thief.refused("heartbeat", client=told["client"], secret="x" * 32)["code"] == 42
 
