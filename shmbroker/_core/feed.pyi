@@ -17,6 +17,7 @@ class Bell(Protocol):
 
 class Feed:
     table: Final[Mapping]
+    park: Final[Mapping]
     number: Final[int]
     def __init__(
         self, park: Mapping, number: int, offset: int, leader_epoch: int, most: int, bell: Bell

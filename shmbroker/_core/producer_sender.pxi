@@ -25,7 +25,8 @@ cdef class Sender:
         self.delivery_ns = delivery_timeout_ms * 1_000_000
         self.on_full = FULL.index(on_full)
         outlets.states.add(self)
-        metadata.listen(self)
+        if not foreign:  # who asks for each topic where it needs to
+            metadata.listen(self)
         interval = max(50, min(1000, linger_ms * 500))
         if interval < shmb_peek32(&shmb_tender.interval_us):
             shmb_poke32(&shmb_tender.interval_us, interval)
@@ -263,7 +264,8 @@ cdef class Sender:
         """Warns of what was dropped since the last warning."""
         if self.unsaid:
             count, self.unsaid = self.unsaid, 0
-            _log.warning("%d records were dropped (on_full=\"drop\")%s", count, where)
+            were = "record was" if count == 1 else "records were"
+            _log.warning("%d %s dropped (on_full=\"drop\")%s", count, were, where)
 
     def places(self):
         """Where the partitions are that were sent to: (topic, partition, writer, slot, slot epoch) each."""

@@ -1,4 +1,4 @@
-"""Consuming what a producer sent through a real broker."""
+"""Consuming what a producer sent through a real broker: out of its memory, and over streams."""
 
 from __future__ import annotations
 
@@ -6,18 +6,42 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from streamed import LISTENING, connect_streamed
 
 from shmbroker.client.client import Client
+from shmbroker.client.consumer import Consumer
 from shmbroker.client.metadata import TopicPartition
 from shmbroker.errors import OffsetOutOfRange, UnknownTopic
 
 pytestmark = pytest.mark.timeout(90)
 
 
+@pytest.fixture(params=["local", "streams"])
+def way(request: pytest.FixtureRequest) -> str:
+    """How records come."""
+    found: str = request.param
+    return found
+
+
 @pytest.fixture
-def client(broker) -> Iterator[Client]:  # type: ignore[no-untyped-def]
-    with broker.client() as made:
+def broker_config(way: str) -> str:
+    return LISTENING if way == "streams" else ""
+
+
+@pytest.fixture
+def client(broker, way: str) -> Iterator[Client]:  # type: ignore[no-untyped-def]
+    with connect_streamed(broker) if way == "streams" else broker.client() as made:
         yield made
+
+
+def read(consumer: Consumer, count: int) -> list[bytes | None]:
+    """The next `count` values, and not one more that came with them."""
+    found: list[bytes | None] = []
+    while len(found) < count:
+        batch = consumer.poll_batch(20)
+        assert batch is not None
+        found += batch.values()
+    return found
 
 
 def numbered(first: int, count: int, size: int = 100) -> list[bytes]:
@@ -34,8 +58,7 @@ def test_what_was_acknowledged_is_read_back_in_order(client: Client) -> None:
     sent = numbered(0, 200_000)
     send(client, sent)
     with client.consumer("t", start="earliest") as consumer:
-        seen = [value for batch in consumer.batches(timeout=0) for value in batch.values()]
-        assert seen == sent
+        assert read(consumer, 200_000) == sent
         consumer.seek(123_456)
         record = consumer.poll(5)
         assert record is not None
@@ -60,7 +83,7 @@ def test_records_are_there_after_a_clean_restart_and_a_wait_goes_on(  # type: ig
     client.create_topic("t")
     send(client, numbered(0, 1000))
     with client.consumer("t", start="earliest") as consumer:
-        assert sum(len(batch) for batch in consumer.batches(timeout=0)) == 1000
+        assert read(consumer, 1000) == numbered(0, 1000)
         restart = threading.Thread(target=broker.restart)
         restart.start()
         found: list[object] = []
@@ -81,7 +104,7 @@ def test_a_wait_goes_on_after_kill_9_of_everything(broker, client: Client) -> No
     client.create_topic("t")
     send(client, numbered(0, 1000))
     with client.consumer("t", start="earliest") as consumer:
-        assert sum(len(batch) for batch in consumer.batches(timeout=0)) == 1000
+        assert read(consumer, 1000) == numbered(0, 1000)
         broker.kill9(everything=True)
         broker.start()
         send(client, [b"after"])
@@ -114,14 +137,12 @@ def test_who_falls_behind_retention_is_told_both_offsets_and_never_jumps(client:
         client.consumer("t", start="earliest") as strict,
         client.consumer("t", start="earliest", on_gap="earliest") as lenient,
     ):
-        first = strict.poll(5)
-        assert first is not None
-        assert lenient.poll(5) is not None
-        strict.seek(5)
-        lenient.seek(5)
+        assert read(strict, 10) == read(lenient, 10) == numbered(0, 10)
         with client.producer() as producer:
             while strict.beginning_offsets()[TopicPartition("t", 0)] <= 5:
                 producer.send_many("t", numbered(0, 5_000), partition=0).result(30)
+        strict.seek(5)
+        lenient.seek(5)
         with pytest.raises(OffsetOutOfRange) as told:
             strict.poll(5)
         assert told.value.offset == strict.position() == 5
@@ -133,3 +154,49 @@ def test_who_falls_behind_retention_is_told_both_offsets_and_never_jumps(client:
         record = lenient.poll(5)
         assert record is not None
         assert record.offset >= told.value.log_start_offset
+
+
+def test_many_consumers_follow_a_running_producer_over_rolls_and_retention(client: Client) -> None:
+    client.create_topic("t", 2, config={"segment.bytes": 1 << 20})
+    count, failed = 60_000, list[BaseException]()
+
+    def follow(partition: int) -> None:
+        try:
+            with client.consumer("t", partitions=[partition], start="earliest") as consumer:
+                assert read(consumer, count) == numbered(0, count)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=follow, args=(n % 2,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    with client.producer() as producer:
+        for first in range(0, count, 500):
+            for partition in range(2):
+                producer.send_many("t", numbered(first, 500), partition=partition)
+    for thread in threads:
+        thread.join(60)
+    assert not failed
+
+
+def test_a_workers_death_under_load_is_a_pause_without_gap_or_repeat(  # type: ignore[no-untyped-def]
+    broker, client: Client, way: str
+) -> None:
+    client.create_topic("t")
+    sent = numbered(0, 100_000)
+    with client.consumer("t", start="earliest") as consumer:
+        producing = threading.Thread(target=send, args=(client, sent))
+        producing.start()
+        found: list[bytes | None] = []
+        while len(found) < len(sent):
+            batch = consumer.poll_batch(30)
+            assert batch is not None
+            found += batch.values()
+            if len(found) > len(sent) // 2 and way == "streams":
+                way = "killed"
+                for process in broker.workers("reader"):
+                    process.kill()
+        producing.join()
+        assert found == sent
+        send(client, [b"after"])
+        assert read(consumer, 1) == [b"after"]
