@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import psutil
@@ -18,6 +18,7 @@ from shmbroker import errors
 
 Context = zmq.Context[zmq.Socket[bytes]]
 PRODUCERS = 3
+PATIENCE_S = 20.0
 
 
 @pytest.fixture(params=["tcp", "ipc"])
@@ -70,28 +71,29 @@ class Load:
         self.remotes = [Elsewhere(self, context, address, n) for n in ids]
 
     def hello(self) -> dict[str, Any]:
-        """What control answers; waits for a broker that is just being started."""
-        with RemotePeer(self.control) as peer:
-            while True:
+        """What control answers; waits for a broker that is just stopping, or being started."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            with RemotePeer(self.control) as peer:
                 try:
                     return peer.hello(self.broker.places.token_file.read_text().strip())
-                except FileNotFoundError:
+                except (FileNotFoundError, AssertionError):
+                    assert time.monotonic() < deadline
                     time.sleep(0.01)
 
     def run(self, batches: int, disturb: Callable[[], None], times: int) -> None:
         """Sends so many of each; `disturb` is called in the midst, on another thread."""
         moments = set(random.Random(9).sample(range(batches // 5, batches), times))
-        busy: threading.Thread | None = None
-        for n in range(batches):
-            if n in moments:
-                if busy is not None:
-                    busy.join()
-                busy = threading.Thread(target=disturb)
-                busy.start()
-            for remote in self.remotes:
-                remote.produce(self.topic, n % 2)
-        if busy is not None:
-            busy.join()
+        with ThreadPoolExecutor(1) as beside:
+            disturbances = []
+            for n in range(batches):
+                if n in moments:
+                    wait(disturbances)
+                    disturbances.append(beside.submit(disturb))
+                for remote in self.remotes:
+                    remote.produce(self.topic, n % 2)
+        for done in disturbances:
+            done.result()
         for remote in self.remotes:
             remote.settled()
         self.check(batches)
