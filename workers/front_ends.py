@@ -92,15 +92,19 @@ class FrontEnds:
 
     def stop(self, drain_s: float, then: Callable[[], None]) -> None:
         """Has each take in nothing more, give on what it has, and end; calls `then` when all are
-        gone, after `drain_s` and a moment at the latest."""
+        gone, after `drain_s` and a moment at the latest. None is started again: one that is just
+        away has nothing that its clients don't send once more."""
         self._then = then
-        if not self._workers:
-            self._done()
-            return
         limit_s = drain_s + _MARGIN_S
         for name, link in self._links.items():
-            args = {"drain_s": drain_s}
-            link.request("stop", args, partial(self._stopped, name, limit_s), limit_s)
+            worker = self._workers[name]
+            self._supervisor.retire(worker)
+            if link.state == "ready":
+                args = {"drain_s": drain_s}
+                link.request("stop", args, partial(self._stopped, name), limit_s)
+            else:
+                self._supervisor.kill(worker)
+        self.worker_gone()
 
     def worker_gone(self) -> None:
         """A process of the broker is gone."""
@@ -147,14 +151,13 @@ class FrontEnds:
             parent_pid=os.getpid(),
         )
 
-    def _stopped(self, name: str, limit_s: float, reply: messages.Reply) -> None:
+    def _stopped(self, name: str, reply: messages.Reply) -> None:
         worker = self._workers[name]
         if reply.error is not None:
             _log.warning("front end did not drain", worker=name, cause=str(reply.error))
             self._supervisor.kill(worker)
         else:
             self._loop.after(_MARGIN_S, lambda: self._supervisor.kill(worker))
-        self._supervisor.retire(worker)
         self._links[name].stopped()
         self.worker_gone()
 

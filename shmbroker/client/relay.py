@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from shmbroker.client.connection import Connection
     from shmbroker.client.metadata import Metadata, TopicInfo
 
-RING_BYTES: Final = 4 << 20  # as much as the broker gives for speed; larger batches get a larger one
+RING_BYTES: Final = (
+    4 << 20
+)  # as much as the broker gives for speed; larger batches get a larger one
 RING_SLOTS: Final = 1024  # frames of all producers together without a receipt
 _IDLE_S: Final = 60.0  # after which a producer's way into a topic is forgotten
 _RETRY_S: Final = 0.1  # between two attempts to ask a broker that is gone

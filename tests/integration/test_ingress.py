@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import zmq
+from ingress_rig import IngressProcess, Remote, Topic, again
+from waiting import eventually
 
 from shmbroker import errors
 from shmbroker.client.client import Client
@@ -29,8 +31,6 @@ from shmbroker.wire.native.ingress_messages import (
 )
 from shmbroker.wire.native.state import State
 from shmbroker.workers import ingress_sessions
-from ingress_rig import IngressProcess, Remote, Topic, again
-from waiting import eventually
 
 Context = zmq.Context[zmq.Socket[bytes]]
 
@@ -418,9 +418,7 @@ def test_stopping_says_closing_and_answers_what_has_come(
     for _ in range(30):
         remote.produce(topic)
     received = 30
-    eventually(
-        lambda: ingress.ask("status")["received_batches"] == received, lambda: remote.events
-    )
+    eventually(lambda: ingress.ask("status")["received_batches"] == received, lambda: remote.events)
     ingress.stop()
     remote.until(lambda: any(isinstance(event, Closing) for event in remote.events))
     remote.until(lambda: len(remote.offsets) == received)

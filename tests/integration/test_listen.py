@@ -268,6 +268,19 @@ def test_a_front_end_that_hangs_keeps_no_writer_from_draining(broker: Broker) ->
     assert broker.objects() == set()
 
 
+def test_a_front_end_that_is_away_is_neither_waited_for_nor_started_again(broker: Broker) -> None:
+    broker.up(address=ANYWHERE)
+    (broker.places.data_dir / "fake.reader-0").write_text("late-hello")
+    peer = broker.peer()
+    os.kill(peer.pid_of("reader-0"), signal.SIGKILL)
+    began = time.monotonic()
+    peer.ask("shutdown", drain_s=30)
+    assert broker.wait() == 0
+    assert time.monotonic() - began < 10
+    peer.close()
+    assert broker.objects() == set()
+
+
 def test_a_second_ctrl_c_ends_front_ends_at_once(broker: Broker) -> None:
     broker.up()
     assert broker.down() == 0
