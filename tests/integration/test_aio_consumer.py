@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any
 
 import pytest
 import uvloop
-from streamed import LISTENING, connect_streamed
+from streamed import LISTENING, control_of, token_file_of
 
 from shmbroker import aio
 from shmbroker.client.aio.client import Connecting
@@ -21,16 +20,16 @@ pytestmark = pytest.mark.timeout(90)
 Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
 
-@pytest.fixture(params=["local", "streams"])
+@pytest.fixture(params=["local", "remote"])
 def way(request: pytest.FixtureRequest) -> str:
-    """How records come: out of the broker's memory, or from its reader process."""
+    """How records come: out of the broker's memory, or over the network."""
     found: str = request.param
     return found
 
 
 @pytest.fixture
 def broker_config(way: str) -> str:
-    return LISTENING if way == "streams" else ""
+    return LISTENING if way == "remote" else ""
 
 
 @pytest.fixture
@@ -38,7 +37,9 @@ def connect(broker: Any, way: str) -> Callable[[], Connecting]:
     """An asyncio client to be."""
     if way == "local":
         return lambda: aio.connect(broker.instance)
-    return lambda: Connecting(partial(connect_streamed, broker))
+    return lambda: aio.connect(
+        control_of(broker), local=False, token_file=token_file_of(broker)
+    )
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])

@@ -1,4 +1,4 @@
-"""Consuming what a producer sent through a real broker: out of its memory, and over streams."""
+"""Consuming what a producer sent through a real broker: out of its memory, and over the network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from stream_rig import TOKEN, ReaderRig
-from streamed import LISTENING, connect_streamed
+from streamed import LISTENING, connect_remote
 
 from shmbroker.client.client import Client
 from shmbroker.client.consumer import Consumer
@@ -22,7 +22,7 @@ from shmbroker.perf.streamed import StreamedConnection
 pytestmark = pytest.mark.timeout(90)
 
 
-@pytest.fixture(params=["local", "streams"])
+@pytest.fixture(params=["local", "remote"])
 def way(request: pytest.FixtureRequest) -> str:
     """How records come."""
     found: str = request.param
@@ -31,12 +31,12 @@ def way(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def broker_config(way: str) -> str:
-    return LISTENING if way == "streams" else ""
+    return LISTENING if way == "remote" else ""
 
 
 @pytest.fixture
 def client(broker, way: str) -> Iterator[Client]:  # type: ignore[no-untyped-def]
-    with connect_streamed(broker) if way == "streams" else broker.client() as made:
+    with connect_remote(broker) if way == "remote" else broker.client() as made:
         yield made
 
 
@@ -198,7 +198,7 @@ def test_a_workers_death_under_load_is_a_pause_without_gap_or_repeat(  # type: i
             batch = consumer.poll_batch(30)
             assert batch is not None
             found += batch.values()
-            if len(found) > len(sent) // 2 and way == "streams":
+            if len(found) > len(sent) // 2 and way == "remote":
                 way = "killed"
                 for process in broker.workers("reader"):
                     process.kill()

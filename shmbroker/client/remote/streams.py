@@ -137,6 +137,9 @@ class Streams:
         finally:
             for link in self._links:
                 link.close()
+            for what in [*self._all, *(w for _, w in self._commands)]:
+                what.feed.free()
+            self._links, self._all, self._placeless = [], set(), deque()
 
     def _wait(self) -> None:
         """Receives until something is due, and sees to it."""
@@ -173,8 +176,9 @@ class Streams:
             if wanted and not what.dropped:
                 self._all.add(what)
                 self._placeless.append(what)
-            elif not wanted and what in self._all:
+            elif not wanted:
                 self._forget(what)
+                what.feed.free()
 
     def _forget(self, what: Subscription) -> None:
         self._all.discard(what)
