@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shmbroker.client.client import Client
-from shmbroker.client.connection import Connection
+from shmbroker.client.local_connection import LocalConnection
 from shmbroker.client.metadata import Metadata
 from shmbroker.client.remote.data_port import DataPort
 from shmbroker.client.remote.source import RemoteSource
@@ -21,7 +21,7 @@ from shmbroker.perf.streams import TOKEN
 from shmbroker.places import Places
 
 
-class StreamedConnection(Connection):
+class StreamedConnection(LocalConnection):
     """A local attachment whose consumers read from the data port that `port` tells."""
 
     def __init__(self, places: Places, port: Callable[[], DataPort], **options: Any) -> None:
@@ -46,7 +46,7 @@ class StreamedReceiver(Receiver):
         super().__init__(address)
         broker_id = self.client.connection.attachment.dir_id
         where = DataPort((f"tcp://127.0.0.1:{port}",), TOKEN, broker_id, None, "bench")
-        places = self.client.connection.places
+        places = Places.find(address[0], data_dir=address[1])
         self.client.close()
         self.client = Client(StreamedConnection(places, lambda: where))
 

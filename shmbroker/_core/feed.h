@@ -88,15 +88,18 @@ static int shmb_feed_init(struct shmb_feed *f, struct shmb_slot *slot, shmb_a32 
     return pthread_mutex_init(&f->lock, NULL);
 }
 
+/* Nothing comes any more and nobody reads it: gives the ring back. The receiver, or who has the last of it. */
 static void shmb_feed_free(struct shmb_feed *f)
 {
+    pthread_mutex_lock(&f->lock);
     if (f->object)
         shmb_unmap_double(f->object, shmb_log_data_offset(f->capacity), f->capacity);
     if (f->fd >= 0)
         close(f->fd);
     f->object = NULL;
+    f->capacity = 0;
     f->fd = -1;
-    pthread_mutex_destroy(&f->lock);
+    pthread_mutex_unlock(&f->lock);
 }
 
 static inline void shmb_feed_index(struct shmb_feed *f, int64_t base_offset, uint64_t position)

@@ -122,6 +122,10 @@ cdef class Feed:
         """Nothing comes any more: the reader's waits end when it has read what is here."""
         shmb_feed_state(self._feed, SHMB_STATE_CLOSED)
 
+    def free(self):
+        """Nobody reads it any more, and no Inlet lists it: gives its ring back. For the receiver."""
+        shmb_feed_free(self._feed)
+
 
 cdef class Inlet:
     """What one connection's socket gives, sorted: batches into feeds, other frames out of `frame`.

@@ -1,22 +1,28 @@
-"""Consuming what a producer sent through a real broker: out of its memory, and over streams."""
+"""Consuming what a producer sent through a real broker: out of its memory, and over the network."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from streamed import LISTENING, connect_streamed
+from stream_rig import TOKEN, ReaderRig
+from streamed import LISTENING, connect_remote
 
 from shmbroker.client.client import Client
 from shmbroker.client.consumer import Consumer
 from shmbroker.client.metadata import TopicPartition
-from shmbroker.errors import OffsetOutOfRange, UnknownTopic
+from shmbroker.client.remote.data_port import DataPort
+from shmbroker.control.certificate import write_certificate
+from shmbroker.control.listening import TlsFiles
+from shmbroker.errors import BrokerGone, OffsetOutOfRange, UnknownTopic
+from shmbroker.perf.streamed import StreamedConnection
 
 pytestmark = pytest.mark.timeout(90)
 
 
-@pytest.fixture(params=["local", "streams"])
+@pytest.fixture(params=["local", "remote"])
 def way(request: pytest.FixtureRequest) -> str:
     """How records come."""
     found: str = request.param
@@ -25,12 +31,12 @@ def way(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def broker_config(way: str) -> str:
-    return LISTENING if way == "streams" else ""
+    return LISTENING if way == "remote" else ""
 
 
 @pytest.fixture
 def client(broker, way: str) -> Iterator[Client]:  # type: ignore[no-untyped-def]
-    with connect_streamed(broker) if way == "streams" else broker.client() as made:
+    with connect_remote(broker) if way == "remote" else broker.client() as made:
         yield made
 
 
@@ -192,7 +198,7 @@ def test_a_workers_death_under_load_is_a_pause_without_gap_or_repeat(  # type: i
             batch = consumer.poll_batch(30)
             assert batch is not None
             found += batch.values()
-            if len(found) > len(sent) // 2 and way == "streams":
+            if len(found) > len(sent) // 2 and way == "remote":
                 way = "killed"
                 for process in broker.workers("reader"):
                     process.kill()
@@ -200,3 +206,30 @@ def test_a_workers_death_under_load_is_a_pause_without_gap_or_repeat(  # type: i
         assert found == sent
         send(client, [b"after"])
         assert read(consumer, 1) == [b"after"]
+
+
+@pytest.mark.parametrize("way", ["local"])
+def test_streams_inside_tls_are_read_and_another_certificate_is_refused(  # type: ignore[no-untyped-def]
+    broker, client: Client, way: str, tmp_path: Path
+) -> None:
+    files = [TlsFiles(tmp_path / f"{n}.crt", tmp_path / f"{n}.key") for n in range(2)]
+    for made in files:
+        write_certificate(made.certificate, made.key)
+    client.create_topic("t")
+    sent = numbered(0, 50_000)
+    send(client, sent)
+    broker_id = client.connection.attachment.dir_id
+    with ReaderRig(str(broker.places.runtime_dir), tmp_path, tls=files[0]) as rig:
+        for shown, good in ((files[0], True), (files[1], False)):
+            endpoint, pem = f"tcp://127.0.0.1:{rig.port}", shown.certificate.read_text()
+            port = DataPort((endpoint,), TOKEN, broker_id, pem, "a test")
+            connection = StreamedConnection(broker.places, lambda p=port: p, reconnect_s=0.2)
+            with Client(connection) as streamed, streamed.consumer("t", start=0) as consumer:
+                if good:
+                    assert read(consumer, 50_000) == sent
+                    consumer.seek(49_999)
+                    send(client, [b"and on"])
+                    assert read(consumer, 2) == [sent[-1], b"and on"]
+                else:
+                    with pytest.raises(BrokerGone, match="certificate verify failed"):
+                        consumer.poll(10)

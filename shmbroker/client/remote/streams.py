@@ -138,6 +138,8 @@ class Streams:
             for link in self._links:
                 link.close()
                 link.let_go()
+            for what in [*self._all, *(w for _, w in self._commands)]:
+                what.feed.free()
             self._links.clear()
             self._placeless.clear()
             self._commands.clear()
@@ -178,8 +180,9 @@ class Streams:
             if wanted and not what.dropped:
                 self._all.add(what)
                 self._placeless.append(what)
-            elif not wanted and what in self._all:
+            elif not wanted:
                 self._forget(what)
+                what.feed.free()
 
     def _forget(self, what: Subscription) -> None:
         self._all.discard(what)
