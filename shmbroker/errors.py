@@ -70,12 +70,17 @@ class NoBroker(ShmbrokerError):
     def __init__(self, instance: str, looked_in: str, reason: str = "") -> None:
         because = f" ({reason})" if reason else ""
         way_out = "" if instance == "default" else f" --instance {instance}"
-        super().__init__(
-            f"no broker answers for instance {instance!r}: looked in {looked_in}{because}; "
-            f"start it with: shmbroker up{way_out}",
-            instance=instance,
-            looked_in=looked_in,
-        )
+        if "://" in instance:
+            text = (
+                f"no broker answers at {instance}{because}; look on its host what is bound, with: "
+                "shmbroker status (docs/remote.md, When it does not work)"
+            )
+        else:
+            text = (
+                f"no broker answers for instance {instance!r}: looked in {looked_in}{because}; "
+                f"start it with: shmbroker up{way_out}"
+            )
+        super().__init__(text, instance=instance, looked_in=looked_in)
 
 
 class BrokerGone(ShmbrokerError):

@@ -204,6 +204,17 @@ class Places:
         return _private_root(self.tmp_dir) / f"~{digest}"
 
 
+def instance_dirs(env: Mapping[str, str] | None = None, tmp_dir: Path = _TMP) -> list[Path]:
+    """The runtime directories of this user's instances, those without a broker included."""
+    runtime = _xdg(os.environ if env is None else env, "XDG_RUNTIME_DIR")
+    roots = [runtime / "shmbroker"] if runtime else []
+    found: list[Path] = []
+    for root in (*roots, _private_root(tmp_dir)):
+        with contextlib.suppress(OSError):
+            found += sorted(path for path in root.iterdir() if path.name[0] not in ".~")
+    return found
+
+
 def shm_prefix(data_dir_id: str, uid: int | None = None) -> str:
     """`/shmb-<uid>-<8 hex>`: how the shared memory of a data directory begins, of this user's."""
     digest = hashlib.sha256(data_dir_id.encode()).hexdigest()[:8]

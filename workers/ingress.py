@@ -21,7 +21,7 @@ import zmq
 
 from shmbroker import errors
 from shmbroker.client.client import Client
-from shmbroker.client.connection import Connection
+from shmbroker.client.local_connection import LocalConnection
 from shmbroker.client.relay import Relay
 from shmbroker.control import messages
 from shmbroker.control.listening import NetworkSpec
@@ -159,7 +159,7 @@ def _attach(spec: NetworkSpec) -> Client:
     deadline = time.monotonic() + _ATTACH_S
     while True:
         try:
-            return Client(Connection(places, timeout=_ATTACH_S, reconnect_s=_NEVER_S))
+            return Client(LocalConnection(places, timeout=_ATTACH_S, reconnect_s=_NEVER_S))
         except errors.NoBroker:
             if time.monotonic() > deadline:
                 raise

@@ -337,11 +337,10 @@ cdef class Outlet:
     cdef readonly bint retired         # its lanes have moved to another ring
     cdef uint32_t _generation          # fork generation that made it
     cdef object _ring_inode
-    cdef str _ring_path                # under /dev/shm
+    cdef str _ring_name                # as the connection opened it
     cdef readonly object table         # Mapping of the writer's table
     cdef readonly object park          # Mapping of the park words
 
-    cdef bint _same(self)
 
 
 cdef class Outlets:
@@ -363,6 +362,7 @@ cdef class Outlets:
     cdef confirm_aside(self)
     cdef watched(self)
     cdef int confirm(self, timeout, given_up=*) except -1
+    cdef bint _keeps(self, Outlet outlet)
     cdef int _move(self, list olds, bint resend, uint64_t capacity) except -1
 
 

@@ -33,7 +33,7 @@ cdef class Outlet:
         ring = connection.open_object(f"i{ident}", shm.KIND_INGRESS, writable=True)
         try:
             ring_at = shmb_map_double(ring.fileno(), SHMB_PAGE, granted, 1)
-            self._ring_path = "/dev/shm" + ring.name
+            self._ring_name = ring.name
             self._ring_inode = os.fstat(ring.fileno()).st_ino
         finally:
             ring.close()
@@ -72,12 +72,6 @@ cdef class Outlet:
                     self.o.inflight[i] = NULL
             shmb_unlock(&self.o.lock)
         shmb_outlet_release(self.o)
-
-    cdef bint _same(self):
-        try:
-            return os.stat(self._ring_path).st_ino == self._ring_inode
-        except FileNotFoundError:
-            return False
 
     @property
     def ingress(self):
@@ -220,13 +214,16 @@ cdef class Outlets:
                     return 0
                 if epoch & 1:
                     continue
-                olds = [o for o in self.by_writer.values() if not (<Outlet>o)._same()]
+                olds = [o for o in self.by_writer.values() if not self._keeps(<Outlet>o)]
                 if olds:
                     self._move(olds, True, 0)
                 self.confirmed = epoch
                 for outlet in self.by_writer.values():
                     (<Outlet>outlet).o.epoch = epoch
                 return 0
+
+    cdef bint _keeps(self, Outlet outlet):
+        return self.connection.keeps(outlet._ring_name, outlet._ring_inode)
 
     cdef int _move(self, list olds, bint resend, uint64_t capacity) except -1:
         """Moves every lane of `olds` to new rings. With `resend` the broker has lost the old ones."""

@@ -112,9 +112,10 @@ class Control:
             self._socket = None
         self._stale = False
         if self._socket is None:
-            self._socket = _context().socket(zmq.DEALER)
+            self._socket = process_context().socket(zmq.DEALER)
             self._socket.linger = 0
-            self._socket.connect(self._connection.places.zmq_address("control"))
+            self._connection.prepare(self._socket)
+            self._socket.connect(self._connection.control_address)
         return self._socket
 
     def reset(self) -> None:
@@ -132,7 +133,7 @@ class Control:
 _contexts: Final[dict[int, zmq.Context[zmq.Socket[bytes]]]] = {}
 
 
-def _context() -> zmq.Context[zmq.Socket[bytes]]:
+def process_context() -> zmq.Context[zmq.Socket[bytes]]:
     """This process's ZeroMQ context for all its control channels.
 
     Never ended: one that the garbage collector meets before its sockets, in the cycle of a client

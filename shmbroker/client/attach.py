@@ -71,7 +71,7 @@ def attach(
         "v": PROTOCOL_VERSION,
         "op": "attach",
         "pid": os.getpid(),
-        "name": _program_name(),
+        "name": program_name(),
     }
     if before is not None:
         hello |= {"client": before.client, "token": before.token}
@@ -101,7 +101,8 @@ def attach(
         raise
 
 
-def _program_name() -> str:
+def program_name() -> str:
+    """The command line of this process, cut, for `status`."""
     try:
         words = Path("/proc/self/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -109,4 +110,4 @@ def _program_name() -> str:
     return " ".join(word.decode(errors="replace") for word in words if word)[:200]
 
 
-__all__ = ["MESSAGE_BYTES", "Attachment", "attach"]
+__all__ = ["MESSAGE_BYTES", "Attachment", "attach", "program_name"]

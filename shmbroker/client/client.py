@@ -12,7 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from shmbroker.client.admin import Admin
-from shmbroker.client.connection import Connection
+from shmbroker.client.local_connection import LocalConnection
 from shmbroker.client.metadata import Metadata
 from shmbroker.errors import ForkedError, NoBroker
 from shmbroker.places import Places
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Literal
 
+    from shmbroker.client.connection import Connection
     from shmbroker.client.consumer import Consumer, Start
     from shmbroker.client.producer import Producer
     from shmbroker.client.serializing import (
@@ -55,20 +56,53 @@ def connect(
     data_dir: str | os.PathLike[str] | None = None,
     timeout: float = 5.0,
     reconnect_s: float = 30.0,
+    token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
+    keys: str | os.PathLike[str] | None = None,
+    local: bool = True,
 ) -> Client:
-    """Attaches to the broker of `instance` on this host.
+    """Attaches to a broker: of this host, through shared memory, or elsewhere, over the network.
 
-    `instance`: its name, or its address (`Client.address`); else SHMBROKER_INSTANCE, else
-    "default". `data_dir` (else SHMBROKER_DATA_DIR) says
-    which data directory the broker must serve. `timeout` (seconds) bounds attaching and each
-    control request; `reconnect_s` is how long waits go on after the broker went away. Raises
-    NoBroker.
+    `instance`: its name or its address (`Client.address`), or where it listens
+    ("tcp://host:9300", "ipc:///run/…/remote-control"); else SHMBROKER_INSTANCE, else "default".
+    `data_dir` (else SHMBROKER_DATA_DIR) says which data directory a broker of this host must serve.
+    `timeout` (seconds) bounds attaching and each control request; `reconnect_s` is how long waits go
+    on after the broker went away.
+
+    Over the network: `token`, `token_file` (else SHMBROKER_TOKEN, else what this user's brokers on
+    this host keep for their clients) or the directory `keys` (else SHMBROKER_KEYS) says who we are
+    (docs/remote.md). Where the broker turns out to be one of this host and user, shared memory is
+    taken instead, unless `local` is false. Raises NoBroker; AuthenticationFailed; ConfigError.
     """
+    asked = instance or os.environ.get("SHMBROKER_INSTANCE") or ""
+    if "://" in asked:
+        from shmbroker.client.remote.reach import reach
+
+        return Client(
+            reach(
+                asked,
+                token=token,
+                token_file=token_file,
+                keys=keys,
+                local=local,
+                timeout=timeout,
+                reconnect_s=reconnect_s,
+            )
+        )
+    return Client(_attach(instance, data_dir, timeout, reconnect_s))
+
+
+def _attach(
+    instance: str | None,
+    data_dir: str | os.PathLike[str] | None,
+    timeout: float,
+    reconnect_s: float,
+) -> LocalConnection:
     places = Places.find(instance, data_dir=data_dir)
     asked = data_dir
     if not places.is_address:  # an address says which broker it is, whatever the environment says
         asked = asked or os.environ.get("SHMBROKER_DATA_DIR")
-    connection = Connection(places, timeout=timeout, reconnect_s=reconnect_s)
+    connection = LocalConnection(places, timeout=timeout, reconnect_s=reconnect_s)
     serves = connection.attachment.data_dir
     if asked and os.path.realpath(serves) != os.path.realpath(places.data_dir):
         connection.close()
@@ -77,7 +111,7 @@ def connect(
             str(places.runtime_dir),
             f"the broker there serves {serves}, not {places.data_dir}",
         )
-    return Client(connection)
+    return connection
 
 
 class Client(Admin):
@@ -102,13 +136,13 @@ class Client(Admin):
     @property
     def instance(self) -> str:
         """The name of the broker's instance."""
-        return self._connection.attachment.instance
+        return str(self._connection.attachment.instance)
 
     @property
     def address(self) -> str:
         """Where other processes of this user reach the same broker: connect(address), or
-        --instance. An absolute path, whatever the broker's name."""
-        return str(self._connection.places.runtime_dir)
+        --instance. An absolute path, or where a broker elsewhere listens."""
+        return self._connection.address
 
     @property
     def closed(self) -> bool:

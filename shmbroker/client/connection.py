@@ -1,15 +1,17 @@
-"""A process's attachment to one broker: the attach socket, the control channel, the shared maps.
+"""A process's attachment to one broker: whether it is there, and what ends waits when it is not.
 
-Owns: the Unix socket whose hang-up is the broker's death; one daemon thread that watches it and
-attaches again; the ZeroMQ DEALER for control; the mapped park words (writable) and writer tables
-(read-only). Producers and consumers of this process share one Connection.
+Owns: `epoch` and what follows from it, and the one daemon thread, the watcher, in which a Connection
+notices that the broker went and finds it again. How it does, and where park words, tables and rings
+are, is its subclasses': on this host they are mapped (`local_connection.py`), of a broker elsewhere
+they are this process's own (`remote/connection.py`). Producers and consumers of this process share
+one Connection, and see no difference.
 
 How a wait ends when the broker dies. `epoch` is a word of this process, even while attached, odd
-while not. The watcher raises it first and then wakes every park word (they are shared and
-writable), so a C wait does: arm, fence, look at its condition and at `epoch`, sleep. It returns to
-Python when `epoch` is no longer what it was when the wait began; Python calls `attached()`, which
-blocks until the broker is back or raises BrokerGone. After that everything mapped may be new:
-readers compare `epoch` and fetch `park` and `table()` again (what is unchanged keeps its Mapping).
+while not. The watcher raises it first and then wakes every park word, so a C wait does: arm, fence,
+look at its condition and at `epoch`, sleep. It returns to Python when `epoch` is no longer what it was
+when the wait began; Python calls `attached()`, which blocks until the broker is back or raises
+BrokerGone. After that everything mapped may be new: readers compare `epoch` and fetch `park` and
+`table()` again (what is unchanged keeps its Mapping).
 
 Invariants: listeners are called on the watcher's thread, after the maps are right; nothing here
 touches shared state in a forked child, which finds ForkedError instead.
@@ -28,25 +30,16 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import orjson
-
-from shmbroker._core import shm
 from shmbroker._core.reader import EpochWord, Mapping, wake_all
 from shmbroker.client.admin import Control
-from shmbroker.client.attach import MESSAGE_BYTES, attach
-from shmbroker.client.pressure import PressureSource, TablePressures
-from shmbroker.errors import (
-    BrokerGone,
-    ClosedError,
-    ForkedError,
-    NoBroker,
-    ShmbrokerError,
-    TimedOut,
-)
-from shmbroker.places import Places
+from shmbroker.errors import BrokerGone, ClosedError, ForkedError, ShmbrokerError, TimedOut
 
 if TYPE_CHECKING:
+    import zmq
+
+    from shmbroker._core import shm
     from shmbroker.client.metadata import Metadata
+    from shmbroker.client.pressure import PressureSource
     from shmbroker.client.source import Source
 
 # What a program may want to know and need not act upon, so nothing above INFO: what it must know is
@@ -55,7 +48,6 @@ _log = logging.getLogger("shmbroker")
 
 _RETRY_FIRST_S: Final = 0.005  # between two attempts to attach again, doubling up to …
 _RETRY_LAST_S: Final = 0.1
-_LAST_ATTEMPT_S: Final = 0.5  # for a broker that listens and does not answer, past reconnect_s
 
 
 class Listener(Protocol):
@@ -78,12 +70,25 @@ class TopicListener(Protocol):
         """
 
 
+class Identity(Protocol):
+    """Who this client is to its broker, and what that said of itself; a new one each time."""
+
+    @property
+    def client(self) -> int: ...
+    @property
+    def token(self) -> str: ...
+    @property
+    def instance(self) -> str: ...
+
+
 class Connection:
     """See the module. Every method is thread-safe."""
 
-    def __init__(self, places: Places, *, timeout: float, reconnect_s: float) -> None:
-        """Attaches; NoBroker when nobody answers within `timeout` seconds."""
-        self.places = places
+    park: Mapping  # the park words, writable
+    attachment: Any  # an Identity, with what else the subclass's broker tells
+
+    def __init__(self, *, timeout: float, reconnect_s: float) -> None:
+        """The subclass then attaches and calls `_begin`."""
         self.timeout = timeout
         self.reconnect_s = reconnect_s
         self.epoch = EpochWord()
@@ -94,23 +99,81 @@ class Connection:
         self._closed = False
         self._lost = False  # reconnect_s has passed; the next call makes one more attempt
         self._changed = threading.Condition()
-        self._map_lock = threading.Lock()
-        self._tables: dict[int, Mapping] = {}
-        self._pressures: TablePressures | None = None
         self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
         self._observers: list[Callable[[], None]] = []
-        self.attachment, self._socket = attach(places, timeout, None)
-        try:
-            self.park = self._map("p", shm.KIND_PARK, writable=True)
-        except (OSError, ValueError) as error:
-            self._socket.close()
-            raise NoBroker(places.instance, str(places.runtime_dir), str(error)) from None
+
+    def _begin(self) -> None:
+        """Attached: the watcher starts."""
         self.gone_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # readable while gone
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # for the watcher
         self._control = Control(self)
         self._watcher = threading.Thread(target=self._watch, name="shmbroker-watch", daemon=True)
         self._watcher.start()
         _live.add(self)
+
+    # --- the subclass's ------------------------------------------------------------------------
+
+    @property
+    def address(self) -> str:
+        """Where other processes reach the same broker: connect(address)."""
+        raise NotImplementedError
+
+    @property
+    def broker(self) -> str:
+        """The broker in a sentence: which it is."""
+        raise NotImplementedError
+
+    @property
+    def way_back(self) -> str:
+        """What is to be done about a broker that is gone, in a sentence."""
+        raise NotImplementedError
+
+    @property
+    def control_address(self) -> str:
+        """Of the control channel, as ZeroMQ writes it."""
+        raise NotImplementedError
+
+    def prepare(self, sock: zmq.Socket[bytes]) -> None:
+        """Sets what a socket to the broker needs before it connects."""
+
+    def table(self, writer: int) -> Mapping:
+        """The table of a writer, mapped."""
+        raise NotImplementedError
+
+    def open_object(self, suffix: str, kind: int, *, writable: bool = False) -> shm.ShmObject:
+        """Opens the object of that name; FileNotFoundError when it is not there."""
+        raise NotImplementedError
+
+    def keeps(self, name: str, inode: int) -> bool:
+        """Whether the broker still has an ingress ring that was opened under this name."""
+        raise NotImplementedError
+
+    def source(self, metadata: Metadata) -> Source:
+        """Where one consumer's records come from."""
+        raise NotImplementedError
+
+    @property
+    def pressures(self) -> PressureSource:
+        """What is known of partitions' pressure here, without asking."""
+        raise NotImplementedError
+
+    def _until_gone(self) -> bool:
+        """Does what the watcher does while the broker is there; False on close()."""
+        raise NotImplementedError
+
+    def _hang_up(self) -> None:
+        """The broker is gone, or we are: drops what leads to it. On the watcher's thread, or after it."""
+        raise NotImplementedError
+
+    def _find_again(self, deadline: float) -> bool:
+        """Attaches once more, `deadline` by the monotonic clock; whether the same rings go on.
+
+        Raises ShmbrokerError, OSError or ValueError when it is not there yet."""
+        raise NotImplementedError
+
+    def _forked_child(self) -> None:
+        """In the child: lets go of what would keep the parent's end from being seen."""
+        raise NotImplementedError
 
     # --- for every call ------------------------------------------------------------------------
 
@@ -151,7 +214,7 @@ class Connection:
         if given_up is not None and given_up():
             raise ClosedError("closed while the broker was gone")
         if not ended:
-            raise TimedOut(f"the broker of instance {self.places.instance!r} is gone")
+            raise TimedOut(f"{self.broker} is gone")
         epoch = self.look()
         return self.attached(timeout, given_up) if epoch is None else epoch
 
@@ -174,9 +237,8 @@ class Connection:
                 os.eventfd_write(self._wake_fd, 1)
                 return None
         raise BrokerGone(
-            f"the broker of instance {self.places.instance!r} (pid "
-            f"{self.attachment.broker_pid}) went away and did not come back within "
-            f"{self.reconnect_s:g} s; start it with: shmbroker up, then try again"
+            f"{self.broker} went away and did not come back within {self.reconnect_s:g} s; "
+            f"{self.way_back}, then try again"
         )
 
     def on_change(self, fn: Callable[[], None]) -> None:
@@ -204,35 +266,6 @@ class Connection:
         """Tells `listener` of gone and reattached as long as somebody else holds it."""
         self._listeners.add(listener)
 
-    def table(self, writer: int) -> Mapping:
-        """The table of a writer, mapped read-only at the first call."""
-        self.check()
-        with self._map_lock:
-            found = self._tables.get(writer)
-            if found is None:
-                found = self._tables[writer] = self._map(f"w{writer}", shm.KIND_WRITER)
-            return found
-
-    def open_object(self, suffix: str, kind: int, *, writable: bool = False) -> shm.ShmObject:
-        """Opens `<prefix>-<suffix>`; FileNotFoundError when it is not there."""
-        a = self.attachment
-        name = f"{a.prefix}-{suffix}"
-        return shm.open_existing(name, kind, a.boot_id, a.dir_id, writable=writable)
-
-    def source(self, metadata: Metadata) -> Source:
-        """Where one consumer's records come from."""
-        from shmbroker.client.local_source import LocalSource  # not for who only produces
-
-        return LocalSource(self, metadata)
-
-    @property
-    def pressures(self) -> PressureSource:
-        """What is known of partitions' pressure here: out of the mapped tables, without asking."""
-        with self._map_lock:
-            if self._pressures is None:
-                self._pressures = TablePressures(self)
-            return self._pressures
-
     def wake_all(self) -> None:
         """Wakes every park word: all waits of this instance look at their conditions again."""
         wake_all(self.park.address)
@@ -256,45 +289,17 @@ class Connection:
         if threading.current_thread() is not self._watcher:
             self._watcher.join()
         self._control.close()
-        self._socket.close()
+        self._hang_up()
         os.close(self._wake_fd)
         os.close(self.gone_fd)
-
-    # --- maps -----------------------------------------------------------------------------
-
-    def _map(self, suffix: str, kind: int, *, writable: bool = False) -> Mapping:
-        found = self.open_object(suffix, kind, writable=writable)
-        try:
-            return Mapping(found.name, found.fileno(), writable=writable)
-        finally:
-            found.close()
 
     # --- the watcher's thread ------------------------------------------------------------------
 
     def _watch(self) -> None:
-        while self._until_hangup():
+        while self._until_gone():
             self._become_gone()
             if not self._return():
                 return
-
-    def _until_hangup(self) -> bool:
-        """Sleeps until the broker hangs up; False on close()."""
-        poller = select.poll()
-        poller.register(self._socket, select.POLLIN)
-        poller.register(self._wake_fd, select.POLLIN)
-        while not self._closed:
-            for fd, _ in poller.poll():
-                if fd == self._wake_fd:
-                    _drain(self._wake_fd)
-                    continue
-                try:
-                    message = self._socket.recv(MESSAGE_BYTES)
-                except OSError:
-                    message = b""
-                if not message:
-                    return True
-                self._told(orjson.loads(message))
-        return False
 
     def _told(self, event: dict[str, Any]) -> None:
         if event.get("event") == "closing":
@@ -314,12 +319,11 @@ class Connection:
             self.epoch.set(self.epoch.value + 1)
         os.eventfd_write(self.gone_fd, 1)
         self.wake_all()
-        self._socket.close()
+        self._hang_up()
         self.notify()
         _log.info(
-            "the broker of instance %r (pid %d) %s; attaching again for up to %g s",
-            self.places.instance,
-            self.attachment.broker_pid,
+            "%s %s; attaching again for up to %g s",
+            self.broker,
             "has stopped" if self.closing else "is gone",
             self.reconnect_s,
         )
@@ -331,10 +335,11 @@ class Connection:
         pause, deadline = _RETRY_FIRST_S, time.monotonic() + self.reconnect_s
         while not self._closed:
             try:
-                self._reattach(deadline)
+                adopted = self._find_again(deadline)
+                self._come_back(adopted)
                 return not self._closed
-            except (ShmbrokerError, OSError, ValueError):
-                pass  # not there yet, or not ready; what is final shows as BrokerGone in the end
+            except (ShmbrokerError, OSError, ValueError) as error:
+                _log.debug("%s: %s", self.broker, error)  # what is final shows as BrokerGone
             left = deadline - time.monotonic()
             if left <= 0:
                 with self._changed:
@@ -343,59 +348,32 @@ class Connection:
             wait = select.poll()
             wait.register(self._wake_fd, select.POLLIN)
             wait.poll(None if left <= 0 else min(pause, left) * 1000)
-            _drain(self._wake_fd)
+            drain(self._wake_fd)
             pause = min(2 * pause, _RETRY_LAST_S)
         return False
 
-    def _reattach(self, deadline: float) -> None:
-        before = self.attachment
-        patience = min(self.timeout, max(_LAST_ATTEMPT_S, deadline - time.monotonic()))
-        try:
-            attachment, sock = attach(self.places, patience, before)
-        except NoBroker:
-            raise
-        except ShmbrokerError:  # the broker knows this client no more
-            attachment, sock = attach(self.places, patience, None)
-        self.attachment = attachment
-        try:
-            with self._map_lock:
-                same = self.park.current and attachment.prefix == before.prefix
-                if not same:
-                    self.park = self._map("p", shm.KIND_PARK, writable=True)
-                self._tables = {w: t for w, t in self._tables.items() if same and t.current}
-        except BaseException:
-            self.attachment = before
-            sock.close()
-            raise
-        adopted = same and attachment.adopted
+    def _come_back(self, adopted: bool) -> None:
         self._control.reset()
         with self._changed:
             if self._closed:
-                sock.close()
                 return
-            self._socket, self.closing = sock, False
-            _drain(self.gone_fd)
+            self.closing = False
+            drain(self.gone_fd)
             self.epoch.set(self.epoch.value + 1)
             self._lost = False
         self.notify()
-        _log.info(
-            "attached again to the broker of instance %r (pid %d)",
-            self.places.instance,
-            attachment.broker_pid,
-        )
+        _log.info("attached again to %s", self.broker)
         for listener in list(self._listeners):
             listener.on_reattached(adopted)
         self._tell_topics(None)  # what was altered meanwhile, nobody has told us
 
     def _after_fork(self) -> None:
-        """In the child: a copy of the socket would hide the parent's death from the broker."""
         self._forked = True
-        fd = self._socket.detach()
-        if fd >= 0:
-            os.close(fd)
+        self._forked_child()
 
 
-def _drain(fd: int) -> None:
+def drain(fd: int) -> None:
+    """Takes what an eventfd shows."""
     with contextlib.suppress(BlockingIOError):
         os.eventfd_read(fd)
 
@@ -410,4 +388,4 @@ def _in_child() -> None:
 
 os.register_at_fork(after_in_child=_in_child)
 
-__all__ = ["Connection", "Listener", "TopicListener"]
+__all__ = ["Connection", "Identity", "Listener", "TopicListener", "drain"]

@@ -378,9 +378,7 @@ class DoubleConnection:
         with self._changed:
             done = self._changed.wait_for(
                 lambda: (
-                    self.closed
-                    or not self.epoch.value & 1
-                    or (given_up is not None and given_up())
+                    self.closed or not self.epoch.value & 1 or (given_up is not None and given_up())
                 ),
                 min(self.reconnect_s, 1e6 if timeout is None else timeout),
             )

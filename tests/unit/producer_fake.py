@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from shmbroker._core import shm
+from shmbroker.client.local_connection import LocalConnection
 from shmbroker.client.metadata import Metadata
 from shmbroker.errors import BrokerGone, ClosedError, ForkedError, TimedOut
 
@@ -233,6 +234,8 @@ class FakeConnection:
         if not self.back:
             raise ClosedError("closed while the broker was gone")
         return self.epoch.value
+
+    keeps = LocalConnection.keeps
 
     def notify(self) -> None:
         with self.changed:

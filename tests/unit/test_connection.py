@@ -20,7 +20,7 @@ from consumer_fakes import FakeBroker
 from shmbroker._core import shm
 from shmbroker.client import connection as connection_module
 from shmbroker.client.client import Client, connect
-from shmbroker.client.connection import Connection
+from shmbroker.client.local_connection import LocalConnection
 from shmbroker.errors import (
     BrokerGone,
     ClosedError,
@@ -56,8 +56,8 @@ class Calls:
 
 
 @pytest.fixture
-def connection(fake: FakeBroker) -> Iterator[Connection]:
-    made = Connection(fake.places, timeout=5.0, reconnect_s=10.0)
+def connection(fake: FakeBroker) -> Iterator[LocalConnection]:
+    made = LocalConnection(fake.places, timeout=5.0, reconnect_s=10.0)
     yield made
     made.close()
 
@@ -80,7 +80,7 @@ def test_a_socket_that_nobody_listens_on_is_no_broker(fake: FakeBroker) -> None:
     left.bind(fake.places.socket_path("attach"))
     left.close()
     with pytest.raises(NoBroker, match="refused"):
-        Connection(fake.places, timeout=1.0, reconnect_s=1.0)
+        LocalConnection(fake.places, timeout=1.0, reconnect_s=1.0)
 
 
 def test_a_broker_of_another_data_directory_is_refused(
@@ -92,7 +92,9 @@ def test_a_broker_of_another_data_directory_is_refused(
     connect("fake", data_dir=fake.places.data_dir).close()
 
 
-def test_attaching_maps_park_words_and_tables(fake: FakeBroker, connection: Connection) -> None:
+def test_attaching_maps_park_words_and_tables(
+    fake: FakeBroker, connection: LocalConnection
+) -> None:
     assert connection.attachment.client == 7
     assert fake.hellos[0]["pid"] == os.getpid()
     assert connection.park.bytes == shm.PARK_BYTES
@@ -106,7 +108,7 @@ def test_attaching_maps_park_words_and_tables(fake: FakeBroker, connection: Conn
 
 
 def test_a_request_gets_its_answer_and_errors_come_back_as_their_class(
-    fake: FakeBroker, connection: Connection
+    fake: FakeBroker, connection: LocalConnection
 ) -> None:
     def exists(_: object) -> dict[str, object]:
         raise TopicExists("t")
@@ -120,7 +122,7 @@ def test_a_request_gets_its_answer_and_errors_come_back_as_their_class(
 
 
 def test_an_answer_that_comes_too_late_is_not_taken_for_the_next(
-    fake: FakeBroker, connection: Connection
+    fake: FakeBroker, connection: LocalConnection
 ) -> None:
     go_on = threading.Event()
 
@@ -137,7 +139,7 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_the_next(
 
 
 def test_listeners_learn_of_a_restart_that_kept_the_rings(
-    fake: FakeBroker, connection: Connection
+    fake: FakeBroker, connection: LocalConnection
 ) -> None:
     calls, park, table = Calls(), connection.park, connection.table(0)
     connection.listen(calls)
@@ -156,7 +158,7 @@ def test_listeners_learn_of_a_restart_that_kept_the_rings(
 
 
 def test_after_a_restart_with_new_rings_everything_is_mapped_anew(
-    fake: FakeBroker, connection: Connection
+    fake: FakeBroker, connection: LocalConnection
 ) -> None:
     calls, park, table = Calls(), connection.park, connection.table(0)
     connection.listen(calls)
@@ -171,7 +173,7 @@ def test_after_a_restart_with_new_rings_everything_is_mapped_anew(
 
 
 def test_a_request_under_way_when_the_broker_dies_goes_to_the_next_one(
-    fake: FakeBroker, connection: Connection
+    fake: FakeBroker, connection: LocalConnection
 ) -> None:
     asked = threading.Event()
 
@@ -192,7 +194,7 @@ def test_a_request_under_way_when_the_broker_dies_goes_to_the_next_one(
 
 
 def test_what_may_not_be_done_twice_ends_as_outcome_unknown(
-    fake: FakeBroker, connection: Connection
+    fake: FakeBroker, connection: LocalConnection
 ) -> None:
     def die(_: object) -> dict[str, object]:
         threading.Thread(target=fake.kill).start()
@@ -206,7 +208,7 @@ def test_what_may_not_be_done_twice_ends_as_outcome_unknown(
 
 
 def test_a_broker_that_stays_away_is_gone_after_reconnect_s(fake: FakeBroker) -> None:
-    connection = Connection(fake.places, timeout=5.0, reconnect_s=0.2)
+    connection = LocalConnection(fake.places, timeout=5.0, reconnect_s=0.2)
     try:
         fake.kill()
         with pytest.raises(BrokerGone, match="shmbroker up"):
@@ -220,7 +222,9 @@ def test_a_broker_that_stays_away_is_gone_after_reconnect_s(fake: FakeBroker) ->
         connection.close()
 
 
-def test_closing_ends_what_waits_for_the_broker(fake: FakeBroker, connection: Connection) -> None:
+def test_closing_ends_what_waits_for_the_broker(
+    fake: FakeBroker, connection: LocalConnection
+) -> None:
     calls, ended = Calls(), threading.Event()
     connection.listen(calls)
     fake.kill()
@@ -241,7 +245,7 @@ def test_closing_ends_what_waits_for_the_broker(fake: FakeBroker, connection: Co
 
 
 def test_a_restart_is_logged_for_who_wants_to_know(
-    fake: FakeBroker, connection: Connection, caplog: pytest.LogCaptureFixture
+    fake: FakeBroker, connection: LocalConnection, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = Calls()
     connection.listen(calls)
@@ -257,7 +261,7 @@ def test_a_restart_is_logged_for_who_wants_to_know(
 def test_a_last_attempt_does_not_hang_on_a_broker_that_listens_and_is_silent(
     fake: FakeBroker,
 ) -> None:
-    connection = Connection(fake.places, timeout=30.0, reconnect_s=0.1)
+    connection = LocalConnection(fake.places, timeout=30.0, reconnect_s=0.1)
     silent = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         fake.kill()
@@ -273,7 +277,7 @@ def test_a_last_attempt_does_not_hang_on_a_broker_that_listens_and_is_silent(
         os.unlink(fake.places.socket_path("attach"))
 
 
-def test_the_closing_event_is_noted(fake: FakeBroker, connection: Connection) -> None:
+def test_the_closing_event_is_noted(fake: FakeBroker, connection: LocalConnection) -> None:
     calls = Calls()
     connection.listen(calls)
     fake.say_closing()
@@ -282,7 +286,9 @@ def test_the_closing_event_is_noted(fake: FakeBroker, connection: Connection) ->
     assert connection.closing
 
 
-def test_ctrl_c_interrupts_the_wait_for_a_broker(fake: FakeBroker, connection: Connection) -> None:
+def test_ctrl_c_interrupts_the_wait_for_a_broker(
+    fake: FakeBroker, connection: LocalConnection
+) -> None:
     calls = Calls()
     connection.listen(calls)
     fake.kill()
@@ -294,7 +300,7 @@ def test_ctrl_c_interrupts_the_wait_for_a_broker(fake: FakeBroker, connection: C
 
 
 def test_metadata_is_asked_for_once_and_anew_after_a_restart(
-    fake: FakeBroker, connection: Connection
+    fake: FakeBroker, connection: LocalConnection
 ) -> None:
     client, calls = Client(connection), Calls()
     connection.listen(calls)
@@ -316,7 +322,7 @@ def test_metadata_is_asked_for_once_and_anew_after_a_restart(
 
 
 def test_in_a_forked_child_every_call_says_so_and_the_parent_goes_on(
-    fake: FakeBroker, connection: Connection
+    fake: FakeBroker, connection: LocalConnection
 ) -> None:
     fake.answers["status"] = lambda _: {}
     connection.request("status")
@@ -342,7 +348,7 @@ def test_in_a_forked_child_every_call_says_so_and_the_parent_goes_on(
 
 
 def test_a_forked_child_does_not_hide_the_parents_death(fake: FakeBroker) -> None:
-    connection = Connection(fake.places, timeout=5.0, reconnect_s=1.0)
+    connection = LocalConnection(fake.places, timeout=5.0, reconnect_s=1.0)
     read, write = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -359,7 +365,7 @@ def test_a_forked_child_does_not_hide_the_parents_death(fake: FakeBroker) -> Non
     os.waitpid(pid, 0)
 
 
-def test_a_client_that_nobody_closed_warns(fake: FakeBroker, connection: Connection) -> None:
+def test_a_client_that_nobody_closed_warns(fake: FakeBroker, connection: LocalConnection) -> None:
     clients = [Client(connection)]
     with pytest.warns(ResourceWarning, match="unclosed"):
         clients.clear()
@@ -367,7 +373,7 @@ def test_a_client_that_nobody_closed_warns(fake: FakeBroker, connection: Connect
 
 
 def test_a_request_that_waited_while_the_connection_was_closed_opens_nothing(
-    connection: Connection,
+    connection: LocalConnection,
 ) -> None:
     control = connection._control
 
@@ -387,7 +393,7 @@ def test_a_request_that_waited_while_the_connection_was_closed_opens_nothing(
 
 
 def test_a_close_in_the_middle_of_an_attach_ends_the_watcher(
-    fake: FakeBroker, connection: Connection, monkeypatch: pytest.MonkeyPatch
+    fake: FakeBroker, connection: LocalConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closers: list[threading.Thread] = []
 

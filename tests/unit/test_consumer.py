@@ -14,8 +14,8 @@ from consumer_fakes import FakeBroker, FakePartition
 
 from shmbroker._core import shm
 from shmbroker.client.client import Client
-from shmbroker.client.connection import Connection
 from shmbroker.client.consumer import Consumer
+from shmbroker.client.local_connection import LocalConnection
 from shmbroker.client.metadata import TopicPartition
 from shmbroker.errors import (
     ClosedError,
@@ -45,7 +45,7 @@ def log(fake: FakeBroker) -> FakePartition:
 
 @pytest.fixture
 def client(fake: FakeBroker) -> Iterator[Client]:
-    with Client(Connection(fake.places, timeout=5.0, reconnect_s=10.0)) as made:
+    with Client(LocalConnection(fake.places, timeout=5.0, reconnect_s=10.0)) as made:
         yield made
 
 
@@ -424,7 +424,7 @@ def test_positions_and_pauses_need_no_broker(
 def test_a_broker_that_dies_while_a_consumer_asks_it_is_waited_for(
     fake: FakeBroker, log: FakePartition
 ) -> None:
-    connection = Connection(fake.places, timeout=0.2, reconnect_s=20.0)
+    connection = LocalConnection(fake.places, timeout=0.2, reconnect_s=20.0)
     with Client(connection) as client, client.consumer("t") as consumer:
         asked = threading.Event()
 

@@ -19,8 +19,8 @@ from producer_fake import Broker, FakeClient
 
 from shmbroker._core.batch import Record, RecordBatch
 from shmbroker.client.client import Client
-from shmbroker.client.connection import Connection
 from shmbroker.client.consumer import Consumer
+from shmbroker.client.local_connection import LocalConnection
 from shmbroker.client.producer import Producer
 from shmbroker.client.serializing import DeserializingConsumer, Incoming, SerializingProducer
 from shmbroker.errors import SerializationError
@@ -191,7 +191,7 @@ def log(fake: FakeBroker) -> FakePartition:
 
 @pytest.fixture
 def client(fake: FakeBroker) -> Iterator[Client]:
-    with Client(Connection(fake.places, timeout=5.0, reconnect_s=10.0)) as made:
+    with Client(LocalConnection(fake.places, timeout=5.0, reconnect_s=10.0)) as made:
         yield made
 
 

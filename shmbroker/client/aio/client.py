@@ -58,17 +58,21 @@ class _Closable(Protocol):
         """What close() does without waiting for anything; twice is fine."""
 
 
-def connect(
-    instance: str | None = None,
-    *,
-    data_dir: str | os.PathLike[str] | None = None,
-    timeout: float = 5.0,
-    reconnect_s: float = 30.0,
-) -> Connecting:
+class _Attaching(TypedDict, total=False):
+    """The options of `shmbroker.connect`."""
+
+    data_dir: str | os.PathLike[str] | None
+    timeout: float
+    reconnect_s: float
+    token: str | None
+    token_file: str | os.PathLike[str] | None
+    keys: str | os.PathLike[str] | None
+    local: bool
+
+
+def connect(instance: str | None = None, **options: Unpack[_Attaching]) -> Connecting:
     """As `shmbroker.connect`: `await` it, or use it with `async with`, which closes the client."""
-    return Connecting(
-        partial(sync.connect, instance, data_dir=data_dir, timeout=timeout, reconnect_s=reconnect_s)
-    )
+    return Connecting(partial(sync.connect, instance, **options))
 
 
 class Connecting:

@@ -166,7 +166,9 @@ class StreamLink:
         if shown is None or ssl.DER_cert_to_PEM_cert(shown).split() != (
             (self._port.certificate or "").split()
         ):
-            raise AuthenticationFailed(f"{self.endpoint} shows another certificate than the broker's")
+            raise AuthenticationFailed(
+                f"{self.endpoint} shows another certificate than the broker's"
+            )
         self._greet()
 
     def _greet(self) -> None:

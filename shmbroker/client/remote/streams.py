@@ -142,7 +142,9 @@ class Streams:
         due_s = min([self._due_s(), *(link.due_s() for link in links)])
         before = time.monotonic()
         found = core.wait(
-            self.bell.fileno(), [link.watched() for link in links], monotonic_ns() + int(due_s * 1e9)
+            self.bell.fileno(),
+            [link.watched() for link in links],
+            monotonic_ns() + int(due_s * 1e9),
         )
         slept_s = min(time.monotonic() - before, due_s + 0.1)  # what we overslept is nobody's
         for link, what in zip(links, found[1:], strict=True):

@@ -109,6 +109,11 @@ class IngressClient:
             self.state = State.CLOSED
         return parts
 
+    def begin_again(self) -> None:
+        """A new connection, with another token maybe: Hello may be said on it, whatever ended the
+        session before. What is unacknowledged is kept for it."""
+        self.state = State.GREETING
+
     def may_send(self, writer: int) -> bool:
         """Whether a Produce for the writer may go out now."""
         return self.state is State.OPEN and not self._again and self._has_room(writer)

@@ -1,0 +1,238 @@
+"""How a remote client and its broker meet on the control channel: addresses, credentials, hello.
+
+Owns: what a program may say to be let in (`Credentials`), what the broker tells of itself
+(`RemoteAttachment`), and one exchange of hello over a ZeroMQ socket that others keep.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import zmq
+
+from shmbroker.addresses import ANY_HOST, format_tcp, parse_tcp
+from shmbroker.client.attach import program_name
+from shmbroker.control.keys import CLIENT, SECRET_SUFFIX, KeyDirectory, read_pair, read_secret
+from shmbroker.errors import AuthenticationFailed, NoBroker, from_wire
+from shmbroker.places import instance_dirs
+
+_VERSION: Final = 1
+_TOKEN_BYTES: Final = 256
+_POLL_MS: Final = 100  # between two looks whether the client was closed meanwhile
+TOKEN_FILE: Final = "token"
+_SCHEMES: Final = ("tcp://", "ipc://")
+
+
+def is_remote(instance: str) -> bool:
+    """Whether this is the address of a broker that listens, and no instance's name."""
+    return instance.startswith(_SCHEMES)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a program shows: a token, or a key."""
+
+    token: str | None = None
+    public: bytes = b""
+    secret: bytes = b""
+    server: bytes = b""  # the broker's public key: who must answer
+
+    @classmethod
+    def given(
+        cls,
+        token: str | None,
+        token_file: str | os.PathLike[str] | None,
+        keys: str | os.PathLike[str] | None,
+    ) -> Credentials:
+        """Those of `connect`'s arguments, else SHMBROKER_TOKEN and SHMBROKER_KEYS. ConfigError."""
+        if token is None and token_file is not None:
+            token = Path(token_file).read_text(encoding="utf-8").strip()
+        if token is None:
+            token = os.environ.get("SHMBROKER_TOKEN") or None
+        where = keys or os.environ.get("SHMBROKER_KEYS") or None
+        if where is None:
+            return cls(token)
+        directory = Path(where)
+        public, secret = read_secret(directory / f"{CLIENT}{SECRET_SUFFIX}")
+        return cls(token, public, secret, read_pair(KeyDirectory(directory).public).public)
+
+    def prepare(self, sock: zmq.Socket[bytes]) -> None:
+        """Sets the key on a socket that has not connected yet."""
+        if self.secret:
+            sock.setsockopt(zmq.CURVE_SERVERKEY, self.server)
+            sock.setsockopt(zmq.CURVE_PUBLICKEY, self.public)
+            sock.setsockopt(zmq.CURVE_SECRETKEY, self.secret)
+
+    def tokens(self, address: str) -> list[str | None]:
+        """What to show, one after the other: that which was given, or what this user's brokers on
+        this host keep for their clients."""
+        if self.token is not None or self.secret:
+            return [self.token]
+        if address.startswith("ipc://"):
+            places = [Path(address.removeprefix("ipc://")).parent]
+        else:
+            places = instance_dirs()
+        found: list[str | None] = []
+        for place in places:
+            try:
+                with (place / TOKEN_FILE).open(encoding="utf-8") as file:
+                    found.append(file.read(_TOKEN_BYTES).strip())
+            except (OSError, UnicodeDecodeError):
+                continue
+        return found or [None]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteAttachment:
+    """What the broker answered to hello; a new one after each."""
+
+    client: int
+    token: str  # the secret of this client
+    claimed: bool  # the broker still knew it
+    instance: str
+    dir_id: bytes
+    boot_id: str
+    runtime_dir: Path
+    broker_pid: int
+    heartbeat_s: float
+    dead_s: float
+    ingress: str
+    data: tuple[str, ...]
+    events: str
+    data_token: bytes
+    certificate: str | None  # PEM: streams are inside TLS
+
+    @classmethod
+    def of(cls, ok: dict[str, Any], address: str) -> RemoteAttachment:
+        """From the answer's JSON; `address` is where control was reached. KeyError, TypeError or
+        ValueError when something is missing."""
+        return cls(
+            client=ok["client"],
+            token=ok["secret"],
+            claimed=bool(ok["claimed"]),
+            instance=ok["instance"],
+            dir_id=bytes.fromhex(ok["data_dir_id"]),
+            boot_id=ok["boot_id"],
+            runtime_dir=Path(ok["runtime_dir"]),
+            broker_pid=ok["broker_pid"],
+            heartbeat_s=ok["heartbeat_ms"] / 1000,
+            dead_s=ok["dead_ms"] / 1000,
+            ingress=_reached(ok["ingress"][0], address),
+            data=tuple(_reached(endpoint, address) for endpoint in ok["data"]),
+            events=_reached(ok["events"][0], address) if ok.get("events") else "",
+            data_token=ok["data_token"].encode(),
+            certificate=ok.get("data_certificate"),
+        )
+
+
+class Desk:
+    """The socket on which hello is said: heartbeats and events go over it afterwards.
+
+    Belongs to one thread at a time. Its monitor is readable when the connection breaks.
+    """
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], address: str, credentials: Credentials
+    ) -> None:
+        """Connects; waits for nothing. ValueError for an address that can't be."""
+        self._address, self._number = address, 0
+        self.socket = context.socket(zmq.DEALER)
+        try:
+            self.socket.linger = 0
+            self.socket.setsockopt(zmq.IPV6, 1)
+            self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
+            self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+            credentials.prepare(self.socket)
+            self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            self.socket.connect(address)
+        except zmq.ZMQError as error:
+            self.socket.close(linger=0)
+            raise ValueError(f"{address}: {error}") from None
+
+    def hello(
+        self,
+        token: str | None,
+        before: RemoteAttachment | None,
+        timeout: float,
+        given_up: Callable[[], bool],
+    ) -> RemoteAttachment:
+        """Says it and returns what the broker answers.
+
+        Raises NoBroker when nobody does within `timeout` seconds or `given_up` is true; the
+        broker's own error."""
+        args: dict[str, Any] = {"min": _VERSION, "max": _VERSION, "name": program_name()}
+        if token is not None:
+            args["token"] = token
+        if before is not None:
+            args |= {"client": before.client, "secret": before.token}
+        number = self.ask("hello", args)
+        deadline = time.monotonic() + timeout
+        while not given_up():
+            left_ms = round((deadline - time.monotonic()) * 1000)
+            if left_ms <= 0:
+                break
+            if not self.socket.poll(min(left_ms, _POLL_MS)):
+                continue
+            reply = orjson.loads(self.socket.recv())
+            if reply.get("id") != number:
+                continue
+            if "error" in reply:
+                raise from_wire(reply["error"])
+            try:
+                return RemoteAttachment.of(reply["ok"], self._address)
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise NoBroker(
+                    self._address, self._address, f"what answers is none: {error!r}"
+                ) from None
+        raise NoBroker(self._address, self._address, f"no answer within {timeout:g} s")
+
+    def ask(self, op: str, args: dict[str, Any]) -> int:
+        """Sends a request; returns the number that its answer will bear."""
+        self._number += 1
+        message = {"v": _VERSION, "id": self._number, "op": op, **args}
+        self.socket.send(orjson.dumps(message), zmq.NOBLOCK)
+        return self._number
+
+    def close(self) -> None:
+        """Hangs up."""
+        self.socket.disable_monitor()
+        self.monitor.close(linger=0)
+        self.socket.close(linger=0)
+
+
+def meet(
+    desk: Desk,
+    address: str,
+    credentials: Credentials,
+    timeout: float,
+    before: RemoteAttachment | None = None,
+    given_up: Callable[[], bool] = lambda: False,
+) -> RemoteAttachment:
+    """hello with the token that is right among those that may be."""
+    refused: AuthenticationFailed | None = None
+    for token in credentials.tokens(address):
+        try:
+            return desk.hello(token, before, timeout, given_up)
+        except AuthenticationFailed as error:
+            refused = error
+    assert refused is not None
+    raise refused
+
+
+def _reached(endpoint: str, address: str) -> str:
+    """An endpoint, with the host at which control was reached where it says `*`."""
+    if not endpoint.startswith("tcp://"):
+        return endpoint
+    host, port = parse_tcp(endpoint)
+    if host in (ANY_HOST, "::", "0.0.0.0"):
+        host = parse_tcp(address)[0]
+    return format_tcp(host, port)
+
+
+__all__ = ["Credentials", "Desk", "RemoteAttachment", "is_remote", "meet"]
