@@ -175,7 +175,7 @@ class Client(Admin):
         value_serializer: Serializer | None = None,
         **options: Any,
     ) -> Producer:
-        """A producer; its options are Producer's: acks, compression, linger_ms, max_block_ms …
+        """A producer; its options are Producer's: acks, compression, linger_ms, on_full …
 
         `partitioner(topic, key, partitions)` chooses where no partition is named; the serializers
         make buffers of what is sent as key and value (None stays None). What they raise comes as

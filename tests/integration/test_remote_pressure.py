@@ -12,7 +12,11 @@ import zmq
 from ingress_rig import PATIENCE_S, Remote, Topic
 from remote_peer import RemotePeer
 
+from shmbroker.client.client import Client
+from shmbroker.client.metadata import TopicPartition
 from shmbroker.client.pressure import Spot
+from shmbroker.client.remote.connection import RemoteConnection
+from shmbroker.client.remote.hello import Credentials
 from shmbroker.client.remote.pressure import HeardPressures
 from shmbroker.control.keys import CLIENT, KeyDirectory, KeyPair, new_pair, read_pair
 from shmbroker.control.pressure import Thresholds
@@ -147,3 +151,37 @@ def test_a_slow_disk_is_told_elsewhere_and_who_waits_there_is_shown(
         assert client.status()["waits"] == []
         heard.close()
         producer.close()
+
+
+def test_a_remote_producer_asks_as_a_local_one_does(slow_broker: Any, disk: Any) -> None:
+    with slow_broker.client() as local:
+        local.create_topic("t")
+        listen = local.status()["listen"]
+    token = Path(listen["token_file"]).read_text().strip()
+    connection = RemoteConnection(
+        listen["control"][0], Credentials(token), timeout=5.0, reconnect_s=PATIENCE_S
+    )
+    with Client(connection) as client, client.producer(on_full="drop") as producer:
+        assert producer.pressure().worst is None
+        producer.send("t", b"first").result(5)
+
+        def level() -> Any:
+            return producer.pressure().partitions[TopicPartition("t", 0)]
+
+        eventually(lambda: (level().state, level().cause) == ("ok", "none"), level)
+        disk.slow(60_000)
+        end = time.monotonic() + PATIENCE_S
+        offered = 1
+        while not producer.dropped() or level().ingress_fill < 0.9:
+            producer.send("t", b"x" * 40_000)  # until its credit is used up, and its own ring full
+            offered += 1
+            assert time.monotonic() < end, level()
+        eventually(lambda: level().cause == "stalled", level)
+        assert "nothing has become durable" in producer.pressure().reason
+        disk.fast()
+        producer.flush(PATIENCE_S)
+        eventually(lambda: level().state == "ok", level)
+        lost = sum(producer.dropped().values())
+    with slow_broker.client() as local:
+        (partition,) = local.status()["partitions"]
+        assert partition["log_end_offset"] + lost == offered

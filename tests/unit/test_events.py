@@ -107,8 +107,10 @@ def test_who_comes_late_hears_how_it_is_at_once(station: Station) -> None:
     station.tell("soft")
     heard = station.hearing()
     assert (state(heard), heard.complete) == ("ok", False)
+    assert heard.look([SPOT])[SPOT].cause == "unknown"
     station.until(lambda: state(heard) == "soft", "nothing was heard")
     assert heard.complete
+    assert heard.look([Spot("t", 1, 0, 0, 0)]).popitem()[1].cause == "none"
     station.tell("hard")
     station.until(lambda: state(heard) == "hard", "the change was not heard")
 

@@ -216,3 +216,17 @@ def test_the_limits_without_a_broker_that_says_them_are_the_defaults() -> None:
     from shmbroker.config import PressureSection
 
     assert asdict(USUAL) == asdict(PressureSection())
+
+
+def test_what_is_on_its_way_to_a_partition_is_bounded_and_counts_as_fill(broker: Broker) -> None:
+    with Producer(FakeClient(broker), on_full="drop", linger_ms=0) as p:
+        for where in (ONE, LAST):
+            p.send(where.topic, b"", partition=where.partition).result(5)
+        broker.writer.paused = 1
+        while not p.dropped():
+            p.send("one", b"x")
+        now = p.pressure().partitions
+        assert (now[ONE].state, now[ONE].cause, now[ONE].ingress_fill) == ("hard", "ingress", 1.0)
+        assert "64 of 64 batches of this producer are on their way to it" in now[ONE].reason
+        assert now[LAST].state == "ok", "the ring has room for others"
+        resume(broker)
