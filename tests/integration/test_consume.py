@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shmbroker.client.client import Client
 from shmbroker.client.metadata import TopicPartition
-from shmbroker.errors import OffsetOutOfRange, UnknownTopic
+from shmbroker.errors import CorruptBatch, OffsetOutOfRange, UnknownTopic
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -133,3 +136,24 @@ def test_who_falls_behind_retention_is_told_both_offsets_and_never_jumps(client:
         record = lenient.poll(5)
         assert record is not None
         assert record.offset >= told.value.log_start_offset
+
+
+def test_damage_in_an_old_segment_is_an_error_and_nothing_behind_it_is_read_instead(
+    broker: Any,
+) -> None:
+    with broker.client() as client:
+        topic = client.create_topic("d", config={"segment.bytes": 1 << 20})
+        with client.producer() as producer:
+            for _ in range(5):
+                producer.send_many("d", [os.urandom(1000)] * 900).result(20)
+        broker.restart()  # into new rings, so that old records are in the files alone
+        second = sorted(Path(topic.partitions[0].directory).glob("*.log"))[1]
+        with second.open("r+b") as file:
+            file.write(bytes(100))
+        with client.consumer("d", start="earliest") as consumer:
+            at = 0
+            with pytest.raises(CorruptBatch):
+                while batch := consumer.poll_batch(10):
+                    assert batch.base_offset == at
+                    at = batch.next_offset
+            assert 0 < at < 4500

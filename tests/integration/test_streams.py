@@ -3,9 +3,11 @@ from segments and from the ring, whatever happens to connections, writers and ol
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +17,15 @@ from stream_rig import LIMIT_S, ReaderRig, StreamConsumer, check_gapless, next_o
 from waiting import eventually
 
 from shmbroker import errors
+from shmbroker._core import reader as core
+from shmbroker._core import shm
 from shmbroker.client.metadata import TopicInfo
 from shmbroker.wire.native.stream_frames import (
     Batches,
     Credit,
     Ended,
     Failed,
+    Heartbeat,
     Start,
     Subscribed,
     Unsubscribe,
@@ -28,6 +33,7 @@ from shmbroker.wire.native.stream_frames import (
 
 from .conftest import Broker
 
+PAGE, SLOT_BYTES, STATE_AT, GENERATION_AT = 65536, 512, 24, 32  # layout.h
 SEGMENTS = {"segment.bytes": 1 << 20, "max.message.bytes": 100_000}
 
 
@@ -425,3 +431,73 @@ def test_half_a_frame_is_left_when_the_consumer_goes(rig: ReaderRig, topic: Topi
     eventually(lambda: rig.status()["connections"] == 0, rig.status)
     assert rig.status()["partitions"] == 0
     assert rig.status()["open_segments_of"] == 0
+
+
+class TestTrouble:
+    """What can't be had by asking for it: written into the slot, or over the files."""
+
+    def poke(self, rig: ReaderRig, topic: TopicInfo, at: int, data: bytes) -> bytes:
+        """Writes into the partition's slot as its writer would; returns what was there."""
+        place = topic.partitions[0]
+        table = rig.client.connection.open_object(
+            f"w{place.writer}", shm.KIND_WRITER, writable=True
+        )
+        try:
+            start = PAGE + SLOT_BYTES * place.slot + at
+            with mmap.mmap(table.fileno(), 0) as memory:
+                before = memory[start : start + len(data)]
+                memory[start : start + len(data)] = data
+            return before
+        finally:
+            table.close()
+
+    def test_an_offline_partition_is_read_to_its_end_and_then_fails_with_the_reason(
+        self, rig: ReaderRig, topic: TopicInfo
+    ) -> None:
+        offline = core.STATE_NAMES.index("offline").to_bytes(4, sys.byteorder)
+        with rig.connect() as waiting, rig.connect() as late:
+            waiting.subscribe(topic.id, 8000)
+            before = self.poke(rig, topic, STATE_AT, offline)
+            try:
+                rig.client.connection.wake_all()
+                late.subscribe(topic.id, 0)
+                assert check_gapless(late.read(8000), 0) == 8000
+                for consumer in (waiting, late):
+                    failed = next(e for e in consumer.events() if not isinstance(e, Heartbeat))
+                    assert isinstance(failed, Failed)
+                    assert isinstance(failed.error, errors.PartitionOffline)
+                    assert failed.error.reason
+            finally:
+                self.poke(rig, topic, STATE_AT, before)
+
+    def test_damage_in_a_segment_ends_the_stream_and_names_the_place(
+        self, rig: ReaderRig, topic: TopicInfo
+    ) -> None:
+        second = sorted(Path(topic.partitions[0].directory).glob("*.log"))[1]
+        with second.open("r+b") as file:
+            file.write(bytes(100))
+        with rig.connect() as consumer:
+            consumer.subscribe(topic.id, 0)
+            failed = next(e for e in consumer.events() if isinstance(e, Failed))
+            assert isinstance(failed.error, errors.DamagedLog)
+            assert failed.error.path.endswith(".log")
+            assert isinstance(consumer.subscribe(topic.id, 7990, number=2), Subscribed)
+
+    def test_a_recovery_that_cut_nothing_goes_unnoticed(
+        self, rig: ReaderRig, topic: TopicInfo
+    ) -> None:
+        """The generation says that the log was recovered from disk: every stream of appended
+        records asks whether those it has sent are still there."""
+        with rig.connect() as consumer:
+            consumer.subscribe(topic.id, 7990, appended=True)
+            data = consumer.read(8000)
+            generation = self.poke(rig, topic, GENERATION_AT + 4, (7).to_bytes(4, sys.byteorder))
+            try:
+                rig.client.connection.wake_all()
+                with rig.client.producer() as producer:
+                    producer.send("t", b"after").result(LIMIT_S)
+            finally:
+                self.poke(rig, topic, GENERATION_AT + 4, generation)
+            rig.client.connection.wake_all()
+            data += consumer.read(8001)
+            assert check_gapless(data, 7990) == 8001
