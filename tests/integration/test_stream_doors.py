@@ -29,14 +29,21 @@ from shmbroker.wire.native.stream_frames import Batches, Failed, Heartbeat, Star
 from shmbroker.workers.streams import server
 
 from .conftest import Broker
+from .streaming import reader_of, shared_broker
 
 RESET = bytes([1, 0, 0, 0, 0, 0, 0, 0])  # struct linger: at once
 QUICK = ListenSection(heartbeat_ms=100, dead_ms=500)
 
 
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with shared_broker(tmp_path_factory) as made:
+        yield made
+
+
 @pytest.fixture
 def rig(broker: Broker, tmp_path: Path) -> Iterator[ReaderRig]:
-    with ReaderRig(str(broker.places.runtime_dir), tmp_path) as made:
+    with reader_of(broker, tmp_path) as made:
         yield made
 
 
@@ -157,7 +164,7 @@ class TestMany:
     @pytest.fixture
     def rig(self, broker: Broker, tmp_path: Path) -> Iterator[ReaderRig]:
         few = ListenSection(max_connections=20)
-        with ReaderRig(str(broker.places.runtime_dir), tmp_path, few) as made:
+        with reader_of(broker, tmp_path, few) as made:
             yield made
 
     def test_more_connections_than_allowed_are_refused_in_words(self, rig: ReaderRig) -> None:
@@ -177,7 +184,7 @@ class TestMany:
 class TestSilence:
     @pytest.fixture
     def rig(self, broker: Broker, tmp_path: Path) -> Iterator[ReaderRig]:
-        with ReaderRig(str(broker.places.runtime_dir), tmp_path, QUICK) as made:
+        with reader_of(broker, tmp_path, QUICK) as made:
             yield made
 
     def test_who_says_nothing_is_given_up_and_hears_heartbeats_until_then(
@@ -224,7 +231,7 @@ class TestQuiet:
     ) -> Iterator[ReaderRig]:
         monkeypatch.setattr(server, "QUIET_AFTER_S", 0.05)
         listen = ListenSection(heartbeat_ms=150, dead_ms=20_000)
-        with ReaderRig(str(broker.places.runtime_dir), tmp_path, listen) as made:
+        with reader_of(broker, tmp_path, listen) as made:
             yield made
 
     def test_they_are_heard_sent_to_and_missed_as_others_are(self, rig: ReaderRig) -> None:
@@ -255,7 +262,7 @@ class TestTls:
 
     @pytest.fixture
     def rig(self, broker: Broker, tmp_path: Path, files: TlsFiles) -> Iterator[ReaderRig]:
-        with ReaderRig(str(broker.places.runtime_dir), tmp_path, QUICK, files) as made:
+        with reader_of(broker, tmp_path, QUICK, files) as made:
             yield made
 
     def wrapped(self, rig: ReaderRig, files: TlsFiles) -> ssl.SSLSocket:

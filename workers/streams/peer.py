@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 TURN_BYTES: Final = 1 << 20
 FRAME_BYTES: Final = 4 << 20  # of a stream that is alone on its connection
-SHARED_FRAME_BYTES: Final = 512 << 10  # where others wait behind it
+SHARED_FRAME_BYTES: Final = 2 << 20  # where others wait behind it
 _RECEIVE_BYTES: Final = 64 << 10
 _HEARTBEAT: Final = encode(Heartbeat())
 _ANSWERS_BYTES: Final = 64 << 10  # beyond this, nothing is read from the peer
