@@ -29,9 +29,7 @@ _LISTEN = '\n[listen]\naddress = "tcp://127.0.0.1:0"\nunix = true\n'
 class Broker:
     """`shmbroker up` in a session of its own, which `stop` and `kill9` end whole."""
 
-    def __init__(
-        self, env: dict[str, str], root: Path, config: str, reach: str = "local"
-    ) -> None:
+    def __init__(self, env: dict[str, str], root: Path, config: str, reach: str = "local") -> None:
         self.reach = reach  # how `client` gets there
         self.instance = f"test-{uuid.uuid4().hex[:8]}"
         self.env = env | {"SHMBROKER_INSTANCE": self.instance}

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 TURN_BYTES: Final = 1 << 20
 FRAME_BYTES: Final = 4 << 20  # of a stream that is alone on its connection
-SHARED_FRAME_BYTES: Final = 512 << 10  # where others wait behind it
+SHARED_FRAME_BYTES: Final = 2 << 20  # where others wait behind it
 _RECEIVE_BYTES: Final = 64 << 10
 _HEARTBEAT: Final = encode(Heartbeat())
 _ANSWERS_BYTES: Final = 64 << 10  # beyond this, nothing is read from the peer
@@ -50,9 +50,23 @@ class Peer:
     """Reader's thread only."""
 
     __slots__ = (
-        "_answers", "_began", "_ending", "_frame", "_greeted", "_heard", "_line", "_said",
-        "_stalled_since", "codec", "name", "sent_bytes", "streams", "subscriptions",
-        "transport", "where",
+        "_answers",
+        "_began",
+        "_ending",
+        "_frame",
+        "_greeted",
+        "_heard",
+        "_line",
+        "_said",
+        "_stalled_since",
+        "active",
+        "codec",
+        "name",
+        "sent_bytes",
+        "streams",
+        "subscriptions",
+        "transport",
+        "where",
     )  # fmt: skip
 
     def __init__(self, streams: Streams, transport: Transport, where: str) -> None:
@@ -65,6 +79,7 @@ class Peer:
         self.subscriptions: dict[int, Subscription | Beginning] = {}
         self.sent_bytes = 0
         self._began = self._heard = self._said = now
+        self.active = now  # when there was last anything but heartbeats
         self._greeted = False  # what the transport does before the first byte is done
         self._ending = False  # nothing more is read; what there is to say is still sent
         self._line: deque[Subscription] = deque()
@@ -118,6 +133,7 @@ class Peer:
         self._heard = now
         if data == _HEARTBEAT and self.codec.state is State.OPEN and self.codec.is_between_frames:
             return  # all that a thousand idle peers say; it means nothing more
+        self.active = now
         self.codec.receive_data(data)
         if not data:
             self.streams.drop(self)
@@ -173,7 +189,7 @@ class Peer:
 
     def serve(self, now: float) -> bool:
         """One turn. Whether there is more to send at once; raises OSError when the peer is gone."""
-        left = TURN_BYTES
+        self.active, left = now, TURN_BYTES
         while left > 0:
             if self._frame is not None:
                 sent, out = self._frame.send(self.transport, left)

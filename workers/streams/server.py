@@ -26,6 +26,7 @@ from shmbroker.workers.logs import get_logger
 from shmbroker.workers.streams.jobs import Jobs
 from shmbroker.workers.streams.partition import Partition
 from shmbroker.workers.streams.peer import Peer
+from shmbroker.workers.streams.quiet import QUIET_AFTER_S, QUIET_PEERS, QUIET_S, Quiet
 
 if TYPE_CHECKING:
     from shmbroker.client.client import Client
@@ -74,6 +75,7 @@ class Streams:
         self._watcher = core.Watcher(self._fired_fd)
         self._peers: dict[int, Peer] = {}
         self._interest: dict[int, int] = {}
+        self._quiet = Quiet()
         self._ready: dict[Peer, None] = {}
         self._partitions: dict[tuple[str, int, bool], Partition] = {}
         self._open: dict[Subscription, None] = {}  # those with open segments, oldest first
@@ -110,6 +112,28 @@ class Streams:
         for peer in list(self._ready):
             self._serve(peer, now)
 
+    def _poll_quiet(self) -> None:
+        """Looks what those say of whom nothing is expected but heartbeats."""
+        now = time.monotonic()
+        for fd in self._quiet.poll():
+            peer = self._peers[fd]
+            self._event(peer, select.EPOLLIN, now)
+            if peer.active == now and self._quiet.remove(fd):
+                self._epoll.register(fd, self._interest[fd])
+        if self._quiet and not self._closing:
+            self.after(QUIET_S, self._poll_quiet)
+
+    def _quieten(self, now: float) -> None:
+        if len(self._peers) < QUIET_PEERS:
+            return
+        was_empty = not self._quiet
+        for fd, peer in self._peers.items():
+            idle = now - peer.active > QUIET_AFTER_S and self._interest[fd] == select.EPOLLIN
+            if idle and self._quiet.add(fd):
+                self._epoll.unregister(fd)
+        if was_empty and self._quiet:
+            self.after(QUIET_S, self._poll_quiet)
+
     def _fired(self) -> None:
         """Of the Watcher: somebody's wait is over."""
         with contextlib.suppress(BlockingIOError):
@@ -135,6 +159,8 @@ class Streams:
         self._ready.pop(peer, None)
         if peer.transport.fileno() not in self._peers:
             return
+        if self._quiet.remove(peer.transport.fileno()):
+            self._epoll.register(peer.transport.fileno(), self._interest[peer.transport.fileno()])
         before = peer.sent_bytes
         try:
             if peer.serve(now):
@@ -158,7 +184,10 @@ class Streams:
         wanted = (select.EPOLLIN if peer.reads else 0) | (select.EPOLLOUT if peer.stalled else 0)
         if fd in self._peers and self._interest[fd] != wanted:
             self._interest[fd] = wanted
-            self._epoll.modify(fd, wanted)
+            if self._quiet.remove(fd):
+                self._epoll.register(fd, wanted)
+            else:
+                self._epoll.modify(fd, wanted)
 
     # --- peers ---------------------------------------------------------------------------------
 
@@ -216,7 +245,7 @@ class Streams:
         self._counts["dropped"] += 1
         del self._peers[fd], self._interest[fd]
         self._ready.pop(peer, None)
-        with contextlib.suppress(OSError):
+        if not self._quiet.remove(fd):
             self._epoll.unregister(fd)
         peer.close()
 
@@ -234,6 +263,7 @@ class Streams:
             except OSError:
                 self.drop(peer)
         self._close_idle_files(_OPEN_SUBSCRIPTIONS)
+        self._quieten(now)
         self.after(self._tick_s, self._tick)
 
     # --- partitions ----------------------------------------------------------------------------
@@ -339,6 +369,7 @@ class Streams:
             door.close()
         self.jobs.close()
         self._watcher.close()
+        self._quiet.close()
         self._epoll.close()
         os.close(self._fired_fd)
 

@@ -172,7 +172,9 @@ class Uplink:
         if late > 0:  # nobody looked meanwhile
             self._heard += late
         is_open = self._codec.state is State.OPEN
-        if now - self._heard >= (dead_s if is_open else _GREETING_S) and not self.peer.socket.poll(0):
+        if now - self._heard >= (dead_s if is_open else _GREETING_S) and not self.peer.socket.poll(
+            0
+        ):
             self._retry(now)
             return False
         if is_open and now - self._said >= heartbeat_s:
