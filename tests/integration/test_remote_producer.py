@@ -155,7 +155,9 @@ def test_control_cut_is_a_pause_under_the_same_client(broker: Broker, wires: Wir
             for n in range(1, 4):
                 epoch = client.connection.epoch.value
                 wires.control.cut()
-                eventually(lambda epoch=epoch: client.connection.epoch.value > epoch + 1, lambda: "")
+                eventually(
+                    lambda epoch=epoch: client.connection.epoch.value > epoch + 1, lambda: ""
+                )
                 producer.send_and_wait("pause", b"%d" % n, timeout=10)
                 assert client.topics() == ["pause"]
         assert client.connection.attachment.client == number
