@@ -52,7 +52,7 @@ class RemoteConnection(Connection):
     def __init__(
         self, address: str, credentials: Credentials, *, timeout: float, reconnect_s: float
     ) -> None:
-        """Says hello; NoBroker when nobody answers within `timeout` s, or the broker's own error."""
+        """Says hello; NoBroker when nobody answers within `timeout` s, or the broker's error."""
         super().__init__(timeout=timeout, reconnect_s=reconnect_s)
         self._address, self._credentials = address, credentials
         self._context = process_context()

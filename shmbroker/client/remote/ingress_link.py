@@ -10,8 +10,8 @@ in order and before anything new, after each break.
 
 ZeroMQ's traps, and what closes them here: Hello is said when the connection stands (the monitor
 tells), for what is sent before waits in a queue and would come twice; a connection that is silent
-is replaced, for ZeroMQ would not notice; the queue is not bounded by ZeroMQ's high-water mark but by
-credit and the session's limit, for a full one would block this thread.
+is replaced, for ZeroMQ would not notice; the queue is not bounded by ZeroMQ's high-water mark but
+by credit and the session's limit, for a full one would block this thread.
 """
 
 from __future__ import annotations
