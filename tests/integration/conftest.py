@@ -23,7 +23,7 @@ from shmbroker.places import Places
 
 _READY_S = 20.0
 _STOP_S = 40.0
-_LISTEN = '\n[listen]\naddress = "tcp://127.0.0.1:0"\nunix = true\n'
+_LISTEN = {"SHMBROKER_LISTEN_ADDRESS": "tcp://127.0.0.1:0", "SHMBROKER_LISTEN_UNIX": "true"}
 
 
 class Broker:
@@ -184,8 +184,8 @@ def broker(
     isolated_env: dict[str, str], tmp_path: Path, broker_config: str, reach: str
 ) -> Iterator[Broker]:
     """A running broker; `SHMBROKER_INSTANCE` is not set in this process, so name its instance."""
-    listens = "" if reach == "local" else _LISTEN
-    made = Broker(isolated_env, tmp_path, broker_config + listens, reach)
+    listens = {} if reach == "local" else _LISTEN
+    made = Broker(isolated_env | listens, tmp_path, broker_config, reach)
     made.start()
     try:
         yield made
