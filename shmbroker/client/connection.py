@@ -3,8 +3,8 @@
 Owns: `epoch` and what follows from it, and the one daemon thread, the watcher, in which a
 Connection notices that the broker went and finds it again. How it does, and where park words,
 tables and rings are, is its subclasses': on this host they are mapped (`local_connection.py`), of a
-broker elsewhere they are this process's own (`remote/connection.py`). Producers and consumers of this
-process share one Connection, and see no difference.
+broker elsewhere they are this process's own (`remote/connection.py`). Producers and consumers of
+this process share one Connection, and see no difference.
 
 How a wait ends when the broker dies. `epoch` is a word of this process, even while attached, odd
 while not. The watcher raises it first and then wakes every park word, so a C wait does: arm, fence,
