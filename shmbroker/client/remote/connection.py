@@ -186,7 +186,7 @@ class RemoteConnection(Connection):
                 link_at = self._link.tick(now)
             due = min(said_s + told.heartbeat_s, heard_s + told.dead_s, link_at)
             ready = self._poll(max(0.0, due - now))
-            stood_s = time.monotonic() - due - _STALL_S
+            stood_s = time.monotonic() - max(due, now) - _STALL_S
             if stood_s > 0:  # we did, and could have heard nobody
                 heard_s += stood_s
                 self._link.stood(stood_s)

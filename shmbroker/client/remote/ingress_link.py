@@ -168,9 +168,12 @@ class IngressLink:
         if now - self._heard_s > self._dead_s:
             self._failed(None)
             return self._again_at
-        if self._session.state is State.OPEN and now - self._said_s >= self._heartbeat_s:
+        dead_at = self._heard_s + self._dead_s + 0.001
+        if self._session.state is not State.OPEN:  # it may be, by the next time
+            return min(now + self._heartbeat_s, dead_at)
+        if now - self._said_s >= self._heartbeat_s:
             self._send(self._session.send(Heartbeat()))
-        return min(self._said_s + self._heartbeat_s, self._heard_s + self._dead_s) + 0.001
+        return min(self._said_s + self._heartbeat_s, dead_at)
 
     # --- helpers -------------------------------------------------------------------------------
 
