@@ -19,7 +19,9 @@ _COMPLETE_S = 0.5  # somebody has pressed the tabulator and waits
 Instance = Annotated[
     str | None,
     typer.Option(
-        "--instance", help='Name of the broker, else SHMBROKER_INSTANCE, else "default".',
+        "--instance",
+        help="Name of the broker, or where one listens (tcp://HOST:PORT), else SHMBROKER_INSTANCE, "
+        'else "default".',
         show_default=False,
     ),
 ]  # fmt: skip

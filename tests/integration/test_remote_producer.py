@@ -371,6 +371,36 @@ def test_a_wire_that_falls_silent_is_given_up_and_found_again(
         check(client, "t", count)
 
 
+@pytest.mark.parametrize("broker_config", ["[listen]\nheartbeat_ms = 300\ndead_ms = 1000\n"])
+def test_a_client_that_does_nothing_stays_known(broker: Broker, wires: Wires) -> None:
+    with through(wires) as client:
+        client.create_topic("t", partitions=1)
+        with client.producer() as producer:
+            producer.send_and_wait("t", b"0", timeout=10)
+            told, epoch = client.connection.attachment, client.connection.epoch.value
+            used = time.process_time()
+            time.sleep(3)  # three times what it takes to be forgotten
+            assert time.process_time() - used < 0.5
+            assert client.topics() == ["t"]
+            assert client.connection.attachment is told
+            assert client.connection.epoch.value == epoch
+            assert wires.ingress.connections == 1
+            told_of = ingress_of(client)
+            assert (told_of["connections"], told_of["dead"]) == (1, 0), told_of
+
+
+def ingress_of(client: Client) -> dict[str, Any]:
+    """What `status` says of the ingress process, once that has answered."""
+    found: list[dict[str, Any]] = []
+
+    def answered() -> bool:
+        found[:] = [w for w in client.status()["listen"]["workers"] if w["role"] == "ingress"]
+        return all(w["answered"] for w in found)
+
+    eventually(answered, lambda: found)
+    return found[0]
+
+
 def test_waits_end_with_broker_gone_and_may_be_repeated(broker: Broker) -> None:
     with broker.client(reconnect_s=0.5) as client:
         client.create_topic("t", partitions=1)
