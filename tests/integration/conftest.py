@@ -175,6 +175,12 @@ def reach() -> str:
 
 
 @pytest.fixture
+def broker_of() -> type[Broker]:
+    """For a test that starts it itself: `finish` ends it."""
+    return Broker
+
+
+@pytest.fixture
 def broker(
     isolated_env: dict[str, str], tmp_path: Path, broker_config: str, reach: str
 ) -> Iterator[Broker]:

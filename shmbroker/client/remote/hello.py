@@ -137,16 +137,16 @@ class Desk:
         """Connects; waits for nothing. ValueError for an address that can't be."""
         self._address, self._number = address, 0
         self.socket = context.socket(zmq.DEALER)
+        self.monitor = self.socket.get_monitor_socket(_CUT)
         try:
             self.socket.linger = 0
             self.socket.setsockopt(zmq.IPV6, 1)
             self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
             self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
             credentials.prepare(self.socket, address)
-            self.monitor = self.socket.get_monitor_socket(_CUT)
             self.socket.connect(address)
         except zmq.ZMQError as error:
-            self.socket.close(linger=0)
+            self.close()
             raise ValueError(f"{address}: {error}") from None
 
     def hello(
