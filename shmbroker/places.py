@@ -150,7 +150,9 @@ class Places:
         if not self._too_long(path):
             return str(path)
         link = self._short_link()
-        if not os.path.lexists(link):  # never made again where it was: the broker may just remove it
+        if not os.path.lexists(
+            link
+        ):  # never made again where it was: the broker may just remove it
             if path.exists():
                 self._link()
             if not path.exists():  # it has gone, and would not know of our link

@@ -12,11 +12,13 @@ from shmbroker.perf.cases import (
     idle,
     many_partitions,
     recovery,
+    remote_consume,
     remote_ingress,
     round_trip,
     send_loop,
     send_many,
     startup,
+    stream,
 )
 
 #: In the order of the issue's table.
@@ -32,6 +34,8 @@ ALL: Final[tuple[Case, ...]] = (
     *startup.CASES,
     *recovery.CASES,
     *idle.CASES,
+    *stream.CASES,
+    *remote_consume.CASES,
     *many_partitions.CASES,
     *remote_ingress.CASES,
 )

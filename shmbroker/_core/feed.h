@@ -18,7 +18,6 @@
 #define SHMB_FEED_H
 
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -44,7 +43,7 @@ struct shmb_feed {
     shmb_a32 *appended_word, *durable_word, *instance_word;
     struct shmb_uptake uptake;
     pthread_mutex_t lock;
-    int fd; /* of the ring; -1: none yet */
+    int fd; /* of the ring, until its reader has mapped it; -1: none */
     uint64_t generation;
     uint64_t capacity;
     uint8_t *object;
@@ -89,15 +88,18 @@ static int shmb_feed_init(struct shmb_feed *f, struct shmb_slot *slot, shmb_a32 
     return pthread_mutex_init(&f->lock, NULL);
 }
 
+/* Nothing comes any more and nobody reads it: gives the ring back. The receiver, or who has the last of it. */
 static void shmb_feed_free(struct shmb_feed *f)
 {
+    pthread_mutex_lock(&f->lock);
     if (f->object)
         shmb_unmap_double(f->object, shmb_log_data_offset(f->capacity), f->capacity);
     if (f->fd >= 0)
         close(f->fd);
     f->object = NULL;
+    f->capacity = 0;
     f->fd = -1;
-    pthread_mutex_destroy(&f->lock);
+    pthread_mutex_unlock(&f->lock);
 }
 
 static inline void shmb_feed_index(struct shmb_feed *f, int64_t base_offset, uint64_t position)
@@ -148,7 +150,8 @@ static int shmb_feed_ring(struct shmb_feed *f, uint64_t capacity)
     pthread_mutex_lock(&f->lock);
     if (f->object) {
         shmb_unmap_double(f->object, shmb_log_data_offset(f->capacity), f->capacity);
-        close(f->fd);
+        if (f->fd >= 0)
+            close(f->fd);
     }
     f->object = object;
     f->fd = fd;
@@ -160,11 +163,16 @@ static int shmb_feed_ring(struct shmb_feed *f, uint64_t capacity)
     return 0;
 }
 
-/* A descriptor of the ring of `generation`, the caller's; -1 when it is another one's turn. */
+/* The descriptor of the ring of `generation`, the caller's now: its one reader maps it once, so that a feed
+ * costs none. -1 when it is another generation's turn. */
 static int shmb_feed_open(struct shmb_feed *f, uint64_t generation)
 {
+    int fd = -1;
     pthread_mutex_lock(&f->lock);
-    int fd = f->fd >= 0 && f->generation == generation ? fcntl(f->fd, F_DUPFD_CLOEXEC, 0) : -1;
+    if (f->generation == generation) {
+        fd = f->fd;
+        f->fd = -1;
+    }
     pthread_mutex_unlock(&f->lock);
     return fd;
 }

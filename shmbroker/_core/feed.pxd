@@ -100,7 +100,7 @@ cdef extern from "inlet.h" nogil:
 cdef class Feed:
     cdef readonly Mapping table        # of one slot
     cdef readonly uint32_t number      # which park words it rings, as a writer's number
-    cdef Mapping _park                 # stays mapped
+    cdef readonly Mapping park         # whose words it rings; stays mapped
     cdef object _bell                  # stays open
     cdef shmb_feed *_feed
 

@@ -52,7 +52,7 @@ cdef class Feed:
             self.table = Mapping("slot", fd, writable=True)
         finally:
             os.close(fd)
-        self._park, self._bell, self.number = park, bell, number
+        self.park, self._bell, self.number = park, bell, number
         cdef shmb_feed *made = <shmb_feed *>calloc(1, sizeof(shmb_feed))
         if made == NULL or shmb_feed_init(made, shmb_table_slot(self.table._at, 0), <shmb_a32 *>park._at, number,
                                           offset, leader_epoch, most, bell.fileno()):
@@ -71,7 +71,8 @@ cdef class Feed:
         reader._uptake = &self._feed.uptake
 
     def open_ring(self, uint64_t generation):
-        """The ring of `generation` as a ShmObject; FileNotFoundError when it was replaced."""
+        """The ring of `generation` as a ShmObject, once, for the one reader; FileNotFoundError when it
+        was replaced."""
         cdef int fd = shmb_feed_open(self._feed, generation)
         if fd < 0:
             raise FileNotFoundError(f"generation {generation}")
@@ -120,6 +121,10 @@ cdef class Feed:
     def close(self):
         """Nothing comes any more: the reader's waits end when it has read what is here."""
         shmb_feed_state(self._feed, SHMB_STATE_CLOSED)
+
+    def free(self):
+        """Nobody reads it any more, and no Inlet lists it: gives its ring back. For the receiver."""
+        shmb_feed_free(self._feed)
 
 
 cdef class Inlet:

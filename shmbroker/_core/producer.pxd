@@ -26,6 +26,7 @@ cdef extern from "layout.h" nogil:
         SHMB_ACKS_NONE
         SHMB_ACKS_MEMORY
         SHMB_ACKS_DURABLE
+        SHMB_IN_FLIGHT_MAX
 
     struct shmb_slot:
         shmb_a32 slot_epoch

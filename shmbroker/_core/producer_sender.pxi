@@ -264,10 +264,12 @@ cdef class Sender:
         """Warns of what was dropped since the last warning."""
         if self.unsaid:
             count, self.unsaid = self.unsaid, 0
-            _log.warning("%d records were dropped (on_full=\"drop\")%s", count, where)
+            were = "record was" if count == 1 else "records were"
+            _log.warning("%d %s dropped (on_full=\"drop\")%s", count, were, where)
 
     def places(self):
-        """Where the partitions are that were sent to: (topic, partition, writer, slot, slot epoch) each."""
+        """Where the partitions are that were sent to: (topic, partition, writer, slot, slot epoch, batches
+        without a receipt) each."""
         cdef Lanes topic
         cdef int32_t p
         cdef shmb_lane *lane
@@ -281,7 +283,8 @@ cdef class Sender:
                 for p in range(topic.partitions):
                     lane = topic.lanes[p]
                     if lane != NULL and <size_t>lane.out in writers:
-                        found.append((topic.name, p, writers[<size_t>lane.out], lane.slot_index, lane.slot_epoch))
+                        found.append((topic.name, p, writers[<size_t>lane.out], lane.slot_index,
+                                      lane.slot_epoch, lane.in_flight))
         return found
 
     def dropped(self):

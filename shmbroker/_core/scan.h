@@ -430,6 +430,24 @@ static void shmb_locate(int fd, int64_t position, int64_t limit, int64_t target_
     }
 }
 
+/* The batch that begins at `position` and ends before `limit`, by its header alone, which is all that is
+ * read. out->position is -1 when there is none. */
+static void shmb_header_at(int fd, int64_t position, int64_t limit, struct shmb_batch_at *out) {
+    uint8_t p[SHMB_BATCH_HEADER_BYTES];
+    memset(out, 0, sizeof *out);
+    out->position = -1;
+    if (position + SHMB_BATCH_HEADER_BYTES > limit) return;
+    int64_t have = shmb_pread_full(fd, p, sizeof p, position);
+    if (have < 0) out->error = errno;
+    if (have < SHMB_BATCH_HEADER_BYTES || !shmb_header_plausible(p, limit - position)) return;
+    out->position = position;
+    out->bytes = (int64_t)shmb_batch_size(p);
+    out->base_offset = shmb_batch_base_offset(p);
+    out->last_offset = shmb_batch_last_offset(p);
+    out->max_timestamp = shmb_batch_max_timestamp(p);
+    out->epoch = shmb_batch_leader_epoch(p);
+}
+
 /* Counts the whole batches at the start of `n` bytes, the first of which has base offset *next_offset
  * (-1: any). Returns their bytes and moves *next_offset on. *needed is the size of the batch that the
  * end cuts off (0: not known, or nothing is cut off); *foreign is set where something that is no next

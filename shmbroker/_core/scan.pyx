@@ -95,6 +95,7 @@ cdef extern from "scan.h" nogil:
     void shmb_find_batch_after(int fd, int64_t start, const shmb_wanted *w, shmb_found *found)
     void shmb_locate(int fd, int64_t position, int64_t limit, int64_t target_offset, int by_time,
                      int64_t target_timestamp, shmb_batch_at *out)
+    void shmb_header_at(int fd, int64_t position, int64_t limit, shmb_batch_at *out)
     int64_t shmb_pread_full(int fd, uint8_t *p, size_t n, int64_t position)
     int64_t shmb_measure_batches(int fd, int64_t position, int64_t limit, int64_t max_bytes,
                                  int64_t *next_offset, int *more) nogil
@@ -348,6 +349,19 @@ def locate(int fd, int64_t position, int64_t limit, int64_t target_offset, targe
     cdef int64_t timestamp = target_timestamp if by_time else 0
     with nogil:
         shmb_locate(fd, position, limit, target_offset, by_time, timestamp, &at)
+    return found_at(&at)
+
+
+def header_at(int fd, int64_t position, int64_t limit):
+    """The batch that begins at `position` and ends before `limit`, as BatchAt, by its header, which is
+    all that is read; None when there is none."""
+    cdef shmb_batch_at at
+    with nogil:
+        shmb_header_at(fd, position, limit, &at)
+    return found_at(&at)
+
+
+cdef object found_at(const shmb_batch_at *at):
     if at.error:
         raise OSError(at.error, os.strerror(at.error))
     if at.position < 0:

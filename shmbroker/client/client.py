@@ -66,8 +66,8 @@ def connect(
     `instance`: its name or its address (`Client.address`), or where it listens
     ("tcp://host:9300", "ipc:///run/…/remote-control"); else SHMBROKER_INSTANCE, else "default".
     `data_dir` (else SHMBROKER_DATA_DIR) says which data directory a broker of this host must serve.
-    `timeout` (seconds) bounds attaching and each control request; `reconnect_s` is how long waits go
-    on after the broker went away.
+    `timeout` (seconds) bounds attaching and each control request; `reconnect_s` is how long waits
+    go on after the broker went away.
 
     Over the network: `token`, `token_file` (else SHMBROKER_TOKEN, else what this user's brokers on
     this host keep for their clients) or the directory `keys` (else SHMBROKER_KEYS) says who we are
@@ -175,7 +175,7 @@ class Client(Admin):
         value_serializer: Serializer | None = None,
         **options: Any,
     ) -> Producer:
-        """A producer; its options are Producer's: acks, compression, linger_ms, max_block_ms …
+        """A producer; its options are Producer's: acks, compression, linger_ms, on_full …
 
         `partitioner(topic, key, partitions)` chooses where no partition is named; the serializers
         make buffers of what is sent as key and value (None stays None). What they raise comes as

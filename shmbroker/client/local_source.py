@@ -1,7 +1,7 @@
 """The records of a broker on this host: its rings, mapped, and its segment files.
 
-Owns: where the partitions of one consumer are, and the files of those whose records are no longer in
-their ring.
+Owns: where the partitions of one consumer are, and the files of those whose records are no longer
+in their ring.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ class LocalSource:
 
     def reader(self, topic: str, partition: int, appended: bool) -> PartitionReader:
         """See Source."""
-        place = self._metadata.partition(topic, partition)
+        return self.reader_at(self._metadata.partition(topic, partition), appended)
+
+    def reader_at(self, place: PartitionInfo, appended: bool) -> PartitionReader:
+        """As `reader`, where the metadata says; asks nothing."""
         return self.kind(
             place.topic,
             place.partition,

@@ -55,7 +55,7 @@ class Source(Protocol):
         """An offset not far in front of the first record of that time; None when there is none."""
 
     def probe(self, reader: PartitionReader) -> PartitionReader:
-        """Another reader of the same partition, to look around with; its waits end as that one's."""
+        """Another reader of the same partition, to look around with; waits end as that one's."""
 
     def drop(self, reader: PartitionReader) -> None:
         """Lets go of a reader and what it has mapped. Never waits."""

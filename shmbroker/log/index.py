@@ -135,11 +135,19 @@ def offset_positions(path: str, base_offset: int, target_offset: int) -> Iterato
 
     Found by binary search. The caller takes the first one that the segment confirms.
     """
-    relative = target_offset - base_offset
+    yield from _entries_back(path, base_offset, 0, target_offset - base_offset)
+
+
+def positions_before(path: str, base_offset: int, target: int) -> Iterator[tuple[int, int]]:
+    """The same, of the entries whose position is at or before `target`."""
+    yield from _entries_back(path, base_offset, 1, target)
+
+
+def _entries_back(path: str, base_offset: int, column: int, key: int) -> Iterator[tuple[int, int]]:
     with _opened(path, os.O_RDONLY, missing_ok=True) as fd:
         if fd < 0:
             return
-        found = _search(fd, OFFSET_ENTRY, 0, relative, inclusive=True)
+        found = _search(fd, OFFSET_ENTRY, column, key, inclusive=True)
         for n in range(found, -1, -1):
             entry = OFFSET_ENTRY.unpack(os.pread(fd, OFFSET_ENTRY.size, n * OFFSET_ENTRY.size))
             yield entry[0] + base_offset, entry[1]

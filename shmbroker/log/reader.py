@@ -25,16 +25,20 @@ from shmbroker.errors import OffsetOutOfRange
 from shmbroker.log import index, names
 
 CHUNK_BYTES = 1 << 20
+_JUMP_BYTES = 64 << 10  # below this the headers are walked over: a few reads
 OPEN_MAX = 8  # segments kept open; a sequential reader needs two
 _NO_LIMIT = 1 << 62
 
 Limit = tuple[int, int]
-_Take = Callable[[int, int, int, int], tuple[int, int, bool]]
 
 
 class _Open(NamedTuple):
     base_offset: int
     fd: int
+
+
+_Taken = tuple[int, int, bool]  # bytes, the offset that follows, whether no batch is behind them
+_Take = Callable[[_Open, int, int, int], _Taken]
 
 
 class Span(NamedTuple):
@@ -80,9 +84,11 @@ class SegmentReader:
         """
         data = b""
 
-        def read(fd: int, position: int, end: int, expected: int) -> tuple[int, int, bool]:
+        def read(segment: _Open, position: int, end: int, expected: int) -> _Taken:
             nonlocal data
-            data, following, at_end = scan.read_batches(fd, position, end, max_bytes, expected)
+            data, following, at_end = scan.read_batches(
+                segment.fd, position, end, max_bytes, expected
+            )
             return len(data), following, at_end
 
         self._next_stretch(offset, limit, read)
@@ -93,15 +99,39 @@ class SegmentReader:
     ) -> Span | None:
         """Where the batches stand that `fetch` would give, for `sendfile`; None for b"".
 
-        They are not read: only their headers are. Who receives them checks them. The descriptor
+        They are not read: only where the index says that a batch begins, that one's header is, and
+        the headers behind it. So a span may end before the last batch that `fetch` would give, but
+        by less than half of `max_bytes`. Who receives the batches checks them. The descriptor
         stays open until the next call of this reader; a duplicate keeps the file from being
         recycled as long as it is open. Raises as `fetch`.
         """
 
-        def measure(fd: int, position: int, end: int, expected: int) -> tuple[int, int, bool]:
-            return scan.measure_batches(fd, position, end, max_bytes, expected)
+        def measure(segment: _Open, position: int, end: int, expected: int) -> _Taken:
+            if max_bytes >= _JUMP_BYTES:
+                at, following = self._jump(segment, position, position + max_bytes, end)
+                first = scan.header_at(segment.fd, position, end)
+                if (
+                    at - position > max_bytes // 2
+                    and first is not None
+                    and expected in (-1, first.base_offset)
+                ):
+                    return at - position, following, False
+            return scan.measure_batches(segment.fd, position, end, max_bytes, expected)
 
         return self._next_stretch(offset, limit, measure)
+
+    def _jump(self, segment: _Open, position: int, near: int, end: int) -> tuple[int, int]:
+        """(position, base offset) of the last batch that the index tells of before `near`, if the
+        segment confirms it before `end`; (position, -1) without one behind `position`."""
+        base = segment.base_offset
+        path = os.path.join(self.directory, names.file_name(base, names.INDEX))
+        for last_offset, at in index.positions_before(path, base, near):
+            if at <= position:
+                break
+            found = scan.header_at(segment.fd, at, end)
+            if found is not None and found.last_offset == last_offset:
+                return at, found.base_offset
+        return position, -1
 
     def locate(self, offset: int, limit: Limit | None = None) -> tuple[int, BatchAt] | None:
         """(base offset of the segment, the batch that contains `offset` or, where that is missing,
@@ -152,7 +182,7 @@ class SegmentReader:
                 continue
             expected = offset if self._next and self._next[0] == offset else -1
             end = self._end_of(segment, limit)
-            size, following, at_end = take(segment.fd, position, end, expected)
+            size, following, at_end = take(segment, position, end, expected)
             if size:
                 self._next = (following, base, position + size)
                 return Span(segment.fd, position, size, following)

@@ -16,21 +16,20 @@ from typing import Any
 
 import psutil
 import pytest
+from slow_disk import SlowDisk
 
 from shmbroker.client.client import Client, connect
 from shmbroker.places import Places
 
 _READY_S = 20.0
 _STOP_S = 40.0
-_LISTEN = '\n[listen]\naddress = "tcp://127.0.0.1:0"\nunix = true\n'
+_LISTEN = {"SHMBROKER_LISTEN_ADDRESS": "tcp://127.0.0.1:0", "SHMBROKER_LISTEN_UNIX": "true"}
 
 
 class Broker:
     """`shmbroker up` in a session of its own, which `stop` and `kill9` end whole."""
 
-    def __init__(
-        self, env: dict[str, str], root: Path, config: str, reach: str = "local"
-    ) -> None:
+    def __init__(self, env: dict[str, str], root: Path, config: str, reach: str = "local") -> None:
         self.reach = reach  # how `client` gets there
         self.instance = f"test-{uuid.uuid4().hex[:8]}"
         self.env = env | {"SHMBROKER_INSTANCE": self.instance}
@@ -185,10 +184,30 @@ def broker(
     isolated_env: dict[str, str], tmp_path: Path, broker_config: str, reach: str
 ) -> Iterator[Broker]:
     """A running broker; `SHMBROKER_INSTANCE` is not set in this process, so name its instance."""
-    listens = "" if reach == "local" else _LISTEN
-    made = Broker(isolated_env, tmp_path, broker_config + listens, reach)
+    listens = {} if reach == "local" else _LISTEN
+    made = Broker(isolated_env | listens, tmp_path, broker_config, reach)
     made.start()
     try:
         yield made
     finally:
+        made.finish()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> SlowDisk:
+    """The disk of `slow_broker`."""
+    return SlowDisk(tmp_path)
+
+
+@pytest.fixture
+def slow_broker(
+    disk: SlowDisk, isolated_env: dict[str, str], tmp_path: Path, broker_config: str
+) -> Iterator[Broker]:
+    """As `broker`, on a disk that the test can make slow."""
+    made = Broker(isolated_env | disk.env, tmp_path, broker_config)
+    made.start()
+    try:
+        yield made
+    finally:
+        disk.fast()
         made.finish()

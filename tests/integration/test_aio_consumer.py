@@ -10,12 +10,34 @@ from typing import Any
 
 import pytest
 import uvloop
+from streamed import LISTENING, control_of, token_file_of
 
 from shmbroker import aio
+from shmbroker.client.aio.client import Connecting
 from shmbroker.errors import ClosedError, OffsetOutOfRange, TopicExists, UnknownTopic
 
 pytestmark = pytest.mark.timeout(90)
 Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
+
+
+@pytest.fixture(params=["local", "remote"])
+def way(request: pytest.FixtureRequest) -> str:
+    """How records come: out of the broker's memory, or over the network."""
+    found: str = request.param
+    return found
+
+
+@pytest.fixture
+def broker_config(way: str) -> str:
+    return LISTENING if way == "remote" else ""
+
+
+@pytest.fixture
+def connect(broker: Any, way: str) -> Callable[[], Connecting]:
+    """An asyncio client to be."""
+    if way == "local":
+        return lambda: aio.connect(broker.instance)
+    return lambda: aio.connect(control_of(broker), local=False, token_file=token_file_of(broker))
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -38,11 +60,13 @@ def send(broker: Any, values: list[bytes], partition: int = 0) -> None:
         producer.send_many("t", values, partition=partition).result(30)
 
 
-def test_what_was_acknowledged_is_read_back_by_record_and_by_batch(broker: Any, run: Run) -> None:
+def test_what_was_acknowledged_is_read_back_by_record_and_by_batch(
+    broker: Any, connect: Any, run: Run
+) -> None:
     sent = numbered(0, 50_000)
 
     async def main() -> None:
-        async with aio.connect(broker.instance) as client:
+        async with connect() as client:
             # Small segments, so that most of it comes out of files.
             info = await client.create_topic("t", config={"segment.bytes": 1 << 20})
             assert len(info.partitions) == 1
@@ -54,7 +78,9 @@ def test_what_was_acknowledged_is_read_back_by_record_and_by_batch(broker: Any, 
                     if record.offset == 19_999:
                         break
                 assert await consumer.position() == 20_000
-                async for batch in consumer.batches(timeout=0):
+                while len(seen) < len(sent):
+                    batch = await consumer.poll_batch(20)
+                    assert batch is not None
                     seen += batch.values()
                 assert seen == sent
                 await consumer.seek(12_345)
@@ -68,9 +94,11 @@ def test_what_was_acknowledged_is_read_back_by_record_and_by_batch(broker: Any, 
     run(main)
 
 
-def test_the_administrative_calls_are_those_of_the_synchronous_client(broker: Any) -> None:
+def test_the_administrative_calls_are_those_of_the_synchronous_client(
+    broker: Any, connect: Any
+) -> None:
     async def main() -> None:
-        async with aio.connect(broker.instance) as client:
+        async with connect() as client:
             info = await client.create_topic("t", partitions=3)
             assert [p.partition for p in info.partitions] == [0, 1, 2]
             with pytest.raises(TopicExists):
@@ -93,10 +121,12 @@ def test_the_administrative_calls_are_those_of_the_synchronous_client(broker: An
     asyncio.run(main())
 
 
-def test_one_consumer_of_more_partitions_than_a_futex_takes_wakes_for_each(broker: Any) -> None:
+def test_one_consumer_of_more_partitions_than_a_futex_takes_wakes_for_each(
+    broker: Any, connect: Any
+) -> None:
     async def main() -> None:
         async with (
-            aio.connect(broker.instance) as client,
+            connect() as client,
             client.consumer("t") as consumer,
             asyncio.timeout(30),
         ):
@@ -116,10 +146,10 @@ def test_one_consumer_of_more_partitions_than_a_futex_takes_wakes_for_each(broke
 
 
 def test_tasks_of_one_group_read_side_by_side_on_no_thread_of_their_own(
-    broker: Any, run: Run
+    broker: Any, connect: Any, run: Run
 ) -> None:
     async def main() -> None:
-        async with aio.connect(broker.instance) as client, contextlib.AsyncExitStack() as stack:
+        async with connect() as client, contextlib.AsyncExitStack() as stack:
             consumers = [
                 await stack.enter_async_context(client.consumer("t", partitions=[n % 4]))
                 for n in range(40)

@@ -1,4 +1,4 @@
-"""The consumer over streams, against a reader that fails on command: nothing lost, doubled or held up."""
+"""The consumer over streams, against a reader that fails on command: nothing lost or doubled."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def test_offsets_that_are_gone_are_stepped_over(tcp: StreamDouble) -> None:
             assert [(r.offset, r.value) for r in got if r] == [(0, b"a"), (10, b"b"), (20, b"c")]
 
 
-# --- errors: the same, at the same places, as of a local consumer ----------------------------------
+# --- errors: the same, at the same places, as of a local consumer -------------------------------
 
 
 def test_an_offset_that_is_not_there_is_told_again_until_it_is_moved(tcp: StreamDouble) -> None:
@@ -250,9 +250,11 @@ def test_an_offset_that_is_not_there_is_told_again_until_it_is_moved(tcp: Stream
             assert read(consumer, 50) == numbered(50, 50, 100)
         with client.consumer("t", start=7, on_gap="earliest") as consumer:
             assert read(consumer, 50) == numbered(50, 50, 100)
-        with client.consumer("t", start=101, on_gap="earliest") as consumer:
-            with pytest.raises(errors.OffsetOutOfRange):
-                consumer.poll(10)
+        with (
+            client.consumer("t", start=101, on_gap="earliest") as consumer,
+            pytest.raises(errors.OffsetOutOfRange),
+        ):
+            consumer.poll(10)
 
 
 def test_retention_that_passes_a_consumer_is_told_behind_what_it_had(tcp: StreamDouble) -> None:
@@ -341,7 +343,7 @@ def test_a_batch_that_was_damaged_on_its_way_is_told_and_read_again(tcp: StreamD
             assert read(consumer, 1) == [b"value"]
 
 
-# --- the broker ------------------------------------------------------------------------------------
+# --- the broker ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rubbish", [b"\x63" + bytes(64), b"HTTP/1.1 200 OK\r\n\r\n" + bytes(32)])
@@ -432,7 +434,7 @@ def test_a_lost_control_channel_stops_no_record_that_is_here(tcp: StreamDouble) 
             assert read(consumer, 1) == [b"c"]
 
 
-# --- ends and crowds -------------------------------------------------------------------------------
+# --- ends and crowds ----------------------------------------------------------------------------
 
 
 def test_closing_from_another_thread_ends_a_wait_within_a_second(tcp: StreamDouble) -> None:
@@ -544,7 +546,7 @@ def test_ctrl_c_ends_a_wait(tcp: StreamDouble) -> None:
             assert read(consumer, 1) == [b"a"]
 
 
-# --- asyncio ---------------------------------------------------------------------------------------
+# --- asyncio ------------------------------------------------------------------------------------
 
 
 def run_aio(double: StreamDouble, main: Callable[[Any, DoubleConnection], Any]) -> None:

@@ -110,7 +110,11 @@ def test_a_token_of_this_host_is_shown_to_no_other_address(
     mine = Credentials.given(None, None, None)
     assert mine.token_for(broker.address)
     port = int(broker.address.rpartition(":")[2])
-    for other in (f"tcp://192.0.2.1:{port}", f"tcp://127.0.0.1:{port - 1}", "ipc:///nowhere/at/all"):
+    for other in (
+        f"tcp://192.0.2.1:{port}",
+        f"tcp://127.0.0.1:{port - 1}",
+        "ipc:///nowhere/at/all",
+    ):
         assert mine.token_for(other) is None
 
 

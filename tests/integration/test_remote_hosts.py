@@ -1,4 +1,4 @@
-"""Programs on another host: keys, TLS, and a cable that is cut. The other host is a network namespace."""
+"""Programs on another host, a network namespace: keys, TLS, and a cable that is cut."""
 
 from __future__ import annotations
 

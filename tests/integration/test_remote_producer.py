@@ -155,7 +155,9 @@ def test_control_cut_is_a_pause_under_the_same_client(broker: Broker, wires: Wir
             for n in range(1, 4):
                 epoch = client.connection.epoch.value
                 wires.control.cut()
-                eventually(lambda epoch=epoch: client.connection.epoch.value > epoch + 1, lambda: "")
+                eventually(
+                    lambda epoch=epoch: client.connection.epoch.value > epoch + 1, lambda: ""
+                )
                 producer.send_and_wait("pause", b"%d" % n, timeout=10)
                 assert client.topics() == ["pause"]
         assert client.connection.attachment.client == number
@@ -336,3 +338,142 @@ def test_a_client_that_the_broker_has_forgotten_says_hello_again(
         assert connection.attachment.client != told.client
         with client.producer() as producer:
             producer.send_and_wait("t", b"0", timeout=10)
+
+
+@pytest.mark.parametrize("broker_config", ["[listen]\nheartbeat_ms = 300\ndead_ms = 1000\n"])
+@pytest.mark.parametrize("which", ["control", "ingress", "both"])
+def test_a_wire_that_falls_silent_is_given_up_and_found_again(
+    broker: Broker, wires: Wires, which: str
+) -> None:
+    """Nobody closes anything: only heartbeats tell."""
+    with through(wires) as client:
+        assert client.connection.attachment.dead_s == 1.0
+        client.create_topic("t", partitions=1)
+        with client.producer() as producer:
+            load = Load(producer, "t")
+            load.reaches(1000)
+            silent = [w for name, w in (("control", wires.control), ("ingress", wires.ingress))
+                      if which in (name, "both")]  # fmt: skip
+            before = [wire.connections for wire in silent]
+            epoch = client.connection.epoch.value
+            for wire in silent:
+                wire.stall()
+            if which != "ingress":
+                begun = time.monotonic()
+                eventually(lambda: client.connection.epoch.value != epoch, lambda: "")
+                assert 0.5 < time.monotonic() - begun < 4
+            else:
+                eventually(lambda: wires.ingress.connections > before[0], lambda: "")
+                assert client.connection.epoch.value == epoch
+            for wire in silent:
+                wire.flow()
+                wire.cut()  # what stood still in the proxy is not the wire any more
+            load.reaches(load.sent + 1000)
+            count = load.stop()
+        check(client, "t", count)
+
+
+def test_waits_end_with_broker_gone_and_may_be_repeated(broker: Broker) -> None:
+    with broker.client(reconnect_s=0.5) as client:
+        client.create_topic("t", partitions=1)
+        called: list[object] = []
+        producer = client.producer()
+        producer.send_and_wait("t", b"0", timeout=10)
+        broker.kill9(everything=True)
+        receipt = producer.send("t", b"1")
+        receipt.add_done_callback(called.append)
+        for call in (lambda: receipt.result(20), lambda: producer.flush(20), client.topics):
+            begun = time.monotonic()
+            with pytest.raises(errors.BrokerGone, match=broker.address):
+                call()
+            assert time.monotonic() - begun < 5
+        broker.start()
+        assert receipt.result(20).offset == 1
+        producer.close()
+        check(client, "t", 2)
+
+
+def test_close_does_not_wait_for_a_broker_that_is_away(broker: Broker) -> None:
+    client = broker.client()
+    client.create_topic("t", partitions=1)
+    producer = client.producer(delivery_timeout_ms=500)
+    producer.send_and_wait("t", b"0", timeout=10)
+    broker.kill9(everything=True)
+    receipt = producer.send("t", b"1")
+    begun = time.monotonic()
+    with pytest.raises(errors.ShmbrokerError):
+        producer.close()
+    client.close()
+    assert time.monotonic() - begun < 3
+    with pytest.raises((errors.ClosedError, errors.OutcomeUnknown)):
+        receipt.result(1)
+
+
+def test_ctrl_c_interrupts_a_wait_and_harms_nothing(broker: Broker) -> None:
+    with broker.client() as client:
+        client.create_topic("t", partitions=1)
+        with client.producer() as producer:
+            producer.send_and_wait("t", b"0", timeout=10)
+            (ingress,) = broker.workers("ingress")
+            ingress.suspend()
+            receipt = producer.send("t", b"1")
+            timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+            with pytest.raises(KeyboardInterrupt):
+                receipt.result(30)
+            timer.join()
+            ingress.resume()
+            assert receipt.result(30).offset == 1
+
+
+def test_pressure_callbacks_and_dropping_are_the_local_ones(broker: Broker) -> None:
+    with broker.client() as client:
+        client.create_topic("t", partitions=1)
+        called: list[Any] = []
+        done = threading.Event()
+        with client.producer(on_full="drop") as producer:
+            receipt = producer.send("t", b"0")
+            receipt.add_done_callback(lambda r: (called.append(r), done.set()))
+            assert receipt.result(10).offset == 0
+            assert done.wait(10)
+            assert called == [receipt]
+            assert producer.pressure().state == "ok"
+            (ingress,) = broker.workers("ingress")
+            ingress.suspend()
+            value = bytes(100_000)
+            sent = 1
+            while not sum(producer.dropped().values()):
+                producer.send("t", value)
+                sent += 1
+                assert sent < 5000
+            eventually(lambda: producer.pressure().state != "ok", producer.pressure)
+            ingress.resume()
+            eventually(lambda: producer.pressure().state == "ok", producer.pressure)
+            producer.flush(30)
+            dropped = sum(producer.dropped().values())
+        assert len(values(client, "t")) == sent - dropped
+
+
+def test_many_threads_and_partitions_share_one_session(broker: Broker) -> None:
+    with broker.client() as client:
+        client.create_topic("t", partitions=4)
+        with client.producer() as producer:
+
+            def work(partition: int) -> None:
+                for n in range(5000):
+                    producer.send("t", b"%d" % n, partition=partition)
+
+            threads = [threading.Thread(target=work, args=(p,)) for p in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            producer.flush(30)
+        for partition in range(4):
+            with client.consumer("t", partitions=[partition], start="earliest") as consumer:
+                got: list[int] = []
+                while len(got) < 5000:
+                    batch = consumer.poll_batch(10)
+                    assert batch is not None
+                    got += [int(v) for v in batch.values() if v is not None]
+                assert got == list(range(5000))

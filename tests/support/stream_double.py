@@ -1,7 +1,7 @@
 """A reader process that fails on command, and the connection of a client to it.
 
-StreamDouble speaks the broker's side of docs/protocol.md (Stream) by the sans-IO StreamServer, out of
-logs in memory; it cuts connections in the middle of frames, falls silent, and sends rubbish. The
+StreamDouble speaks the broker's side of docs/protocol.md (Stream) by the sans-IO StreamServer, out
+of logs in memory; it cuts connections in the middle of frames, falls silent, and sends rubbish. The
 DoubleConnection answers what a consumer asks of control from the same logs. Neither shares code
 with the real ones but the codec.
 """
@@ -206,7 +206,7 @@ class StreamDouble:
         """Takes connections (again)."""
         if address == "tcp":
             self.listener = socket.create_server(("127.0.0.1", 0))
-            self.endpoint = "tcp://127.0.0.1:%d" % self.listener.getsockname()[1]
+            self.endpoint = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
         elif address.startswith("tcp:"):
             self.listener = socket.create_server(("127.0.0.1", int(address.rpartition(":")[2])))
         else:

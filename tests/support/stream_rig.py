@@ -49,18 +49,17 @@ class ReaderRig:
         self.unix = directory / f"data-{uuid.uuid4().hex[:6]}"
         self.loop = Loop()
         doors = [open_tcp("127.0.0.1", 0, tls), open_unix(self.unix)]
-        self.port: int = doors[0]._socket.getsockname()[1]
+        self.port = doors[0].port
         self.gone = threading.Event()
         self.streams = Streams(
             self.client, doors, TOKEN, listen, self.loop.after, self._broker_gone
         )
-        self.loop.watch(self.streams.fileno(), self.streams.turn)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            self.loop.run()
+            self.loop.run_with(self.streams.turn)
         finally:
             self.streams.close()
             self.loop.close()

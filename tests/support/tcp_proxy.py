@@ -1,7 +1,7 @@
 """A wire between a client and a port that a test can cut, stall and slow down.
 
-One thread a connection and direction. Bytes are counted from the moment that a knob is set, so a cut
-falls in the middle of whatever is on its way.
+One thread a connection and direction. Bytes are counted from the moment that a knob is set, so a
+cut falls in the middle of whatever is on its way.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Feeds and inlets under the real PartitionReader: what a stream's bytes become, and what is refused."""
+"""Feeds and inlets under the real PartitionReader: what a stream becomes, and what is refused."""
 
 from __future__ import annotations
 

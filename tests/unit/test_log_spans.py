@@ -54,6 +54,54 @@ def test_spans_are_the_whole_log_and_what_fetch_gives(make: MakeRig, most: int) 
     assert offset == rig.offset
 
 
+@pytest.mark.parametrize("most", [100_000, 300_000])
+def test_large_spans_end_where_the_index_has_a_batch_and_their_headers_are_not_read(
+    make: MakeRig, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make(TopicSettings(segment_bytes=2 << 20))
+    for _ in range(2):
+        for n in range(1500):
+            rig.append(1 + n % 3, size=500)
+        rig.roll()
+    walked, measure = [0], scan.measure_batches
+
+    def counting(*args: int) -> tuple[int, int, bool]:
+        found = measure(*args)
+        walked[0] += found[0]
+        return found
+
+    monkeypatch.setattr(scan, "measure_batches", counting)
+    whole, offset, spans = b"", 0, 0
+    with SegmentReader(str(rig.path)) as reader:
+        while span := reader.span(offset, most):
+            data = bytes_of(span)
+            found = list(batch_headers(data))
+            assert len(data) <= most
+            assert found[0].base_offset == offset
+            assert span.next_offset == found[-1].last_offset + 1
+            whole, offset, spans = whole + data, span.next_offset, spans + 1
+    assert whole == rig.written()
+    assert spans < 2.2 * len(whole) / most + 4
+    assert walked[0] < len(whole) / 3
+
+
+def test_an_index_that_lies_costs_time_and_no_batch(make: MakeRig) -> None:
+    rig = make(TopicSettings(segment_bytes=2 << 20))
+    for _ in range(2000):
+        rig.append(1, size=900)
+    rig.roll()
+    (path, *_) = sorted(rig.path.glob("*.index"))
+    entries = bytearray(path.read_bytes())
+    for at in range(4, len(entries), 24):
+        entries[at + 3] ^= 5  # every third position
+    path.write_bytes(entries)
+    whole, offset = b"", 0
+    with SegmentReader(str(rig.path)) as reader:
+        while span := reader.span(offset, 200_000):
+            whole, offset = whole + bytes_of(span), span.next_offset
+    assert whole == rig.written()
+
+
 def test_a_span_begins_with_the_batch_of_the_offset_wherever_it_is(make: MakeRig) -> None:
     rig = make(SMALL)
     fill(rig)

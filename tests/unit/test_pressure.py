@@ -34,8 +34,9 @@ def filled(percent: float, **other: Any) -> Sample:
         (REST._replace(write_ns=250_000_000), {}, "ok", "none", ""),
         (filled(2), {"stalled_s": 3.2}, "hard", "stalled", "nothing has become durable for 3.2 s"),
         (filled(2, blocked_why="segment", blocked_ns=10**9), {}, "hard", "waiting", "next segment"),
-        (filled(2, blocked_why="no_ring", blocked_ns=99_900_000_000), {}, "soft", "waiting",
+        (filled(2, blocked_why="no_ring", blocked_ns=99_800_000_000), {}, "soft", "waiting",
          "for a log ring"),
+        (filled(2, blocked_why="no_ring", blocked_ns=99_990_000_000), {}, "ok", "none", ""),
         (REST._replace(state="no_space"), {}, "hard", "no_space", "disk is full"),
         (REST._replace(state="no_space"), {"why": "no room for 3 B"}, "hard", "no_space", "3 B"),
         (REST._replace(state="opening"), {}, "hard", "opening", "recovered"),
@@ -90,6 +91,15 @@ def test_nothing_durable_for_long_is_a_stall_and_a_pause_between_two_looks_is_no
     assert gauge.verdict.state == "ok"
     assert gauge.take(filled(1), LIMITS, 60.6)
     assert (gauge.verdict.state, gauge.verdict.cause) == ("hard", "stalled")
+
+
+def test_the_writers_words_count_as_news_when_they_come_after_its_state() -> None:
+    gauge, offline = Gauge(0.0), REST._replace(state="offline")
+    assert gauge.take(offline, LIMITS, 0.1)
+    assert not gauge.take(offline, LIMITS, 0.2)
+    assert gauge.take(offline, LIMITS, 0.3, why="EIO")
+    assert gauge.verdict.reason == "EIO"
+    assert not gauge.take(offline, LIMITS, 0.4, why="EIO")
 
 
 def test_what_nobody_looked_at_for_long_is_judged_afresh() -> None:

@@ -45,6 +45,11 @@ class Door:
         """For epoll."""
         return self._socket.fileno()
 
+    @property
+    def port(self) -> int:
+        """Of TCP, as the kernel chose it."""
+        return int(self._socket.getsockname()[1])
+
     def accept(self) -> list[tuple[socket.socket, str]]:
         """Who has come. Raises OSError when this process has no descriptor left for them."""
         found: list[tuple[socket.socket, str]] = []
@@ -59,7 +64,7 @@ class Door:
             if connection.family != socket.AF_UNIX:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            found.append((connection, "%s:%d" % address[:2] if address else "unix"))
+            found.append((connection, f"{address[0]}:{address[1]}" if address else "unix"))
         return found
 
     def transport(self, connection: socket.socket) -> Transport:

@@ -64,7 +64,7 @@ class Partition(RecordStream):
         self._park = self._park_map.address
         self._client, self._watcher, self._jobs = client, watcher, jobs
         self._source = _Shared(connection, client.metadata)
-        reader = self._source.reader(topic.name, partition, appended)
+        reader = self._source.reader_at(topic.partitions[partition], appended)
         assert isinstance(reader, SharedReader)
         self.reader: Final = reader
         self.topic_id: Final = topic.id
@@ -127,7 +127,7 @@ class Partition(RecordStream):
             one.resume()
 
     def ask_place(self) -> None:
-        """Asks where the partition is by now; who uses it is resumed, or fails with what is said."""
+        """Asks where the partition is by now; who uses it is resumed, or fails with the answer."""
         if not self._asking:
             self._asking = True
             topic = self.reader.topic

@@ -4,9 +4,9 @@ Owns: the watcher's work: heartbeats on control and what the broker says there, 
 to ingress (`ingress_link.py`), what is heard of pressure. The broker is gone when the connection to
 control breaks, when it has been silent for `dead_ms`, or knows this client no more.
 
-Producers and consumers run on the same shared memory as a local client's, but it is this process's own
-(`mirror.py`, and a feed for each stream that is read); rings are never lost, so what was published and
-not answered goes out again by itself after a break.
+Producers and consumers run on the same shared memory as a local client's, but it is this process's
+own (`mirror.py`, and a feed for each stream that is read); rings are never lost, so what was
+published and not answered goes out again by itself after a break.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class RemoteConnection(Connection):
     def __init__(
         self, address: str, credentials: Credentials, *, timeout: float, reconnect_s: float
     ) -> None:
-        """Says hello; NoBroker when nobody answers within `timeout` seconds, or the broker's word."""
+        """Says hello; NoBroker when nobody answers within `timeout` s, or the broker's own error."""
         super().__init__(timeout=timeout, reconnect_s=reconnect_s)
         self._address, self._credentials = address, credentials
         self._context = process_context()

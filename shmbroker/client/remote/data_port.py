@@ -10,8 +10,8 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,11 @@ def connect(endpoint: str) -> socket.socket:
     raise failed or OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
 
 
-def _begin(family: int, address: str | Sequence[str | int]) -> socket.socket:
+def _begin(family: int, address: str | tuple[Any, ...]) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setblocking(False)
-        why = made.connect_ex(address)  # type: ignore[arg-type]
+        why = made.connect_ex(address)
         if why not in (0, errno.EINPROGRESS):
             raise OSError(why, os.strerror(why))
     except BaseException:

@@ -205,10 +205,11 @@ class Desk:
         return self._number
 
     def close(self) -> None:
-        """Hangs up."""
-        self.socket.disable_monitor()
-        self.monitor.close(linger=0)
-        self.socket.close(linger=0)
+        """Hangs up. Twice is fine."""
+        if not self.socket.closed:
+            self.socket.disable_monitor()
+            self.monitor.close(linger=0)
+            self.socket.close(linger=0)
 
 
 def meet(

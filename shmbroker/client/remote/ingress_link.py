@@ -1,16 +1,17 @@
 """The way of a remote client's batches: out of its rings, to ingress, and the answers back.
 
-Owns: the ZeroMQ DEALER to ingress with its monitor, the producer's session over breaks (`IngressClient`,
-sans-IO), and which answer belongs to which frame of which ring. Belongs to the watcher's thread.
+Owns: the ZeroMQ DEALER to ingress with its monitor, the producer's session over breaks
+(`IngressClient`, sans-IO), and which answer belongs to which frame of which ring. Belongs to the
+watcher's thread.
 
-A frame is taken when there is credit for its writer, so a writer that is full leaves its ring full and
-its producers waiting, and no one else. The batch is kept until it is answered, and sent again, in
-order and before anything new, after each break.
+A frame is taken when there is credit for its writer, so a writer that is full leaves its ring full
+and its producers waiting, and no one else. The batch is kept until it is answered, and sent again,
+in order and before anything new, after each break.
 
-ZeroMQ's traps, and what closes them here: Hello is said when the connection stands (the monitor tells), for
-what is sent before waits in a queue and would come twice; a connection that is silent is replaced, for
-ZeroMQ would not notice; the queue is not bounded by ZeroMQ's high-water mark but by credit and the session's
-limit, for a full one would block this thread.
+ZeroMQ's traps, and what closes them here: Hello is said when the connection stands (the monitor
+tells), for what is sent before waits in a queue and would come twice; a connection that is silent
+is replaced, for ZeroMQ would not notice; the queue is not bounded by ZeroMQ's high-water mark but by
+credit and the session's limit, for a full one would block this thread.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class IngressLink:
             self.socket = self.monitor = None
 
     def leave(self, patience_s: float) -> None:
-        """At the end of the program's connection: what was published goes out, if it can at once."""
+        """At the end of the program's connection: what was published goes out, if it can soon."""
         deadline = time.monotonic() + patience_s
         while self.socket is not None and self._behind() and time.monotonic() < deadline:
             self.pump()

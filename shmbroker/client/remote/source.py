@@ -68,10 +68,12 @@ class RemoteSource:
 
     def fetch(self, reader: PartitionReader, most: int) -> RecordBatch | None:
         """See Source: what is here is in the ring, but offsets may be missing."""
-        feed = self._subscriptions[reader].feed
-        following = feed.after(reader.position)
+        present = self._subscriptions[reader]
+        following = present.feed.after(reader.position)
         if following > reader.position:
             reader.seek(following)
+        elif following < 0:  # it was here, and the reader went back behind what it had taken
+            self._subscribe(reader, present.topic_id)
         return None
 
     def at_end(self, reader: PartitionReader) -> None:
@@ -157,10 +159,13 @@ class RemoteSource:
         self._subscribe(reader, bytes.fromhex(topic.id))
 
     def _check(self, reader: PartitionReader, fresh: bool) -> None:
-        """Asks again when the topic of that name is another one by now."""
+        """Asks again when the topic of that name is another one by now, or the words to wait on."""
         get = self._metadata.refresh if fresh else self._metadata.get
         topic, present = get(reader.topic), self._subscriptions.get(reader)
-        if present is not None and present.topic_id != bytes.fromhex(topic.id):
+        if present is None:
+            return
+        same_words = present.feed.park is self._connection.park
+        if not same_words or present.topic_id != bytes.fromhex(topic.id):
             self._again(reader, fresh=False)
 
     def _id_of(self, reader: PartitionReader) -> bytes:

@@ -129,8 +129,9 @@ class StreamLink:
             self._say(Credit(granted.number, limit))
 
     def close(self) -> None:
-        """Hangs up; the subscriptions stay as they are."""
+        """Hangs up; the subscriptions stay as they are, and nothing is put into their feeds."""
         self._codec.close()
+        self._inlet = core.Inlet()
         self._socket.close()
 
     def let_go(self) -> None:

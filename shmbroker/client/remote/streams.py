@@ -86,6 +86,7 @@ class Streams:
         self._why: Exception | None = None  # the last connection ended, or was refused
         self._turns = itertools.count()  # endpoints are tried in turn
         self._closed = self._forked = False
+        self._broken: ShmbrokerError | None = None  # the thread ended, which it must not
         self._thread = threading.Thread(target=self._run, name="shmbroker-streams", daemon=True)
         self._thread.start()
         _live.add(self)
@@ -96,6 +97,8 @@ class Streams:
         """Fills its feed from now on, whatever happens to connections."""
         self._commands.append((True, wanted))
         self.bell.ring()
+        if self._broken is not None:
+            wanted.fail(self._broken)
 
     def drop(self, unwanted: Subscription) -> None:
         """Nobody reads it any more."""
@@ -125,12 +128,18 @@ class Streams:
                 self._place()
                 self._wait()
         except Exception:
-            _log.exception("the receiver of streams failed; this is a bug")
-            self._fail_all(ShmbrokerError("the receiver of streams failed; see the log"))
+            _log.exception("the receiver of streams failed")
+            self._broken = ShmbrokerError(
+                "the receiver of streams failed, which is a bug: see the log"
+            )
+            for what in self._all.union(w for wanted, w in self._commands if wanted):
+                what.fail(self._broken)
         finally:
             for link in self._links:
                 link.close()
                 link.let_go()
+            for what in [*self._all, *(w for _, w in self._commands)]:
+                what.feed.free()
             self._links.clear()
             self._placeless.clear()
             self._commands.clear()
@@ -171,8 +180,9 @@ class Streams:
             if wanted and not what.dropped:
                 self._all.add(what)
                 self._placeless.append(what)
-            elif not wanted and what in self._all:
+            elif not wanted:
                 self._forget(what)
+                what.feed.free()
 
     def _forget(self, what: Subscription) -> None:
         self._all.discard(what)

@@ -1,8 +1,8 @@
 """One partition of one consumer as the receiver knows it: what is asked for, and into which feed.
 
 Owns: what consumer and receiver tell each other. The consumer makes it and reads `error` after the
-feed was closed; all else is the receiver's (`streams.py`), in its thread. A seek makes a new one, so
-nothing of an older stream can get into what is read now.
+feed was closed; all else is the receiver's (`streams.py`), in its thread. A seek makes a new one,
+so nothing of an older stream can get into what is read now.
 """
 
 from __future__ import annotations
