@@ -183,7 +183,7 @@ cdef class Sender:
             w.deadline_ns = deadline_ns
             w.spin_ns = SPIN_NS
             with nogil:
-                why = shmb_wait_progress(o.ring.back, o.ring.word, tail, receipts, &w)
+                why = shmb_wait_room(&o.ring, tail, receipts, &w)
             if not self.waited(why, lane, deadline_ns, False):
                 raise self.full(topic, lane)
         elif put == SHMB_PUT_BUSY:

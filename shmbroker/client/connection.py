@@ -85,6 +85,8 @@ class Connection:
     """See the module. Every method is thread-safe."""
 
     park: Mapping  # the park words, writable
+    ring_bytes: int = 1 << 20  # of an ingress ring, before a batch needs a larger one
+    batch_bytes: int = 128 << 10  # of a batch under load; 64 to 256 KiB measure alike
     attachment: Any  # an Identity, with what else the subclass's broker tells
 
     def __init__(self, *, timeout: float, reconnect_s: float) -> None:
@@ -133,8 +135,8 @@ class Connection:
         """Of the control channel, as ZeroMQ writes it."""
         raise NotImplementedError
 
-    def prepare(self, sock: zmq.Socket[bytes]) -> None:
-        """Sets what a socket to the broker needs before it connects."""
+    def prepare(self, sock: zmq.Socket[bytes], endpoint: str) -> None:
+        """Sets what a socket to the broker needs before it connects there."""
 
     def table(self, writer: int) -> Mapping:
         """The table of a writer, mapped."""
@@ -296,10 +298,18 @@ class Connection:
     # --- the watcher's thread ------------------------------------------------------------------
 
     def _watch(self) -> None:
-        while self._until_gone():
-            self._become_gone()
-            if not self._return():
-                return
+        try:
+            while self._until_gone():
+                self._become_gone()
+                if not self._return():
+                    return
+        except Exception:
+            _log.exception("the watcher of %s failed; this is a bug", self.broker)
+            if not self.epoch.value & 1:
+                self._become_gone()
+            with self._changed:
+                self._lost = True
+            self.notify()
 
     def _told(self, event: dict[str, Any]) -> None:
         if event.get("event") == "closing":

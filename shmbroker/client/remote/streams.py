@@ -137,6 +137,11 @@ class Streams:
         finally:
             for link in self._links:
                 link.close()
+                link.let_go()
+            self._links.clear()
+            self._placeless.clear()
+            self._commands.clear()
+            self._all.clear()  # no ring stays for the garbage collector
 
     def _wait(self) -> None:
         """Receives until something is due, and sees to it."""
