@@ -57,9 +57,11 @@ class ReaderProcess:
         self._streams = Streams(
             self._client, [door], TOKEN, ListenSection(), self._loop.after, self._loop.stop
         )
-        self._loop.watch(self._streams.fileno(), self._streams.turn)
-        self._thread = threading.Thread(target=self._loop.run, daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def _run(self) -> None:
+        self._loop.run_with(self._streams.turn)
 
     def where(self) -> int:
         """The port."""

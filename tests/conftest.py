@@ -53,7 +53,9 @@ def _children() -> set[str]:
             command = " ".join(child.cmdline())[:120]
             if "multiprocessing.resource_tracker" in command or "forkserver" in command:
                 continue  # one a session, the standard library's
-            found.add(f"process {child.pid} ({child.status()}): {command or child.name()}")
+            # Whether it sleeps or runs changes by itself, in brokers that a module shares.
+            dead = " (zombie)" if child.status() == psutil.STATUS_ZOMBIE else ""
+            found.add(f"process {child.pid}{dead}: {command or child.name()}")
         except psutil.NoSuchProcess:
             continue
     return found

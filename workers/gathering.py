@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from shmbroker.workers import status
+from shmbroker.workers import status, waiting
 
 if TYPE_CHECKING:
     from shmbroker.workers.acceptor import Acceptor
@@ -20,6 +20,9 @@ def gather(acceptor: Acceptor, started_s: float, answers: Told) -> dict[str, Any
     told = {writer: words for writer, words in answers.items() if isinstance(writer, int)}
     links = {writer: link.state for writer, link in acceptor.links.items()}
     partitions = status.partitions_status(state.memory, state.plan, acceptor.topics, told)
+    waiting.add_pressure(partitions, acceptor.pressure, state.plan)
+    clients = status.clients_status(state.memory.prefix, acceptor.sessions, partitions, told)
+    others = {name: words for name, words in answers.items() if isinstance(name, str)}
     return acceptor.describe() | {
         "state": "stopping" if acceptor.shutdown.begun else
                  "running" if acceptor.ready else "starting",
@@ -34,19 +37,17 @@ def gather(acceptor: Acceptor, started_s: float, answers: Told) -> dict[str, Any
         "topics": len(acceptor.topics.topics()),
         "partition_states": status.totals(partitions),
         "partitions": partitions,
-        "clients": status.clients_status(
-            state.memory.prefix, acceptor.sessions, partitions, told
-        ),
-        "listen": _listen(acceptor, answers),
+        "clients": clients,
+        "waits": waiting.waits(clients, partitions, told, others, time.monotonic()),
+        "listen": _listen(acceptor, others),
     }  # fmt: skip
 
 
-def _listen(acceptor: Acceptor, answers: Told) -> dict[str, Any] | None:
+def _listen(acceptor: Acceptor, told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """What is bound for programs elsewhere, and who came; None: nothing listens."""
     described: dict[str, Any] | None = acceptor.describe_listening()
     if described is None:
         return None
-    told = {name: words for name, words in answers.items() if isinstance(name, str)}
     return described | {
         "keys_refused": acceptor.remote.keys_refused,
         "hellos_refused": acceptor.remote.hellos_refused,

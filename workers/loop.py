@@ -74,6 +74,15 @@ class Loop:
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         self.watch(read, self._signalled)
 
+    def run_with(self, poll: Callable[[int | None], None]) -> None:
+        """Runs until `stop`, with timers only: `poll` waits for what there is besides, for at most
+        so many milliseconds (None: for ever), and deals with it."""
+        self._running = True
+        while self._runs():
+            wait_ms = self._run_timers()
+            if self._runs():
+                poll(wait_ms)
+
     def run(self) -> None:
         """Runs until `stop`."""
         self._running = True

@@ -2,7 +2,8 @@
 
 Owns: a gauge (control/pressure.py) for each partition that is not at rest, fed from the writer
 tables on a tick and at once when a writer reports trouble or dies; the numbering of what goes out
-on the events channel. An idle broker's tick is one pass in C over the states of its slots.
+on the events channel. A tick is one pass in C over the states of the slots; an idle broker has one
+a second.
 
 Invariants: everything here is told from memory and without waiting; a partition without a gauge is
 ok. What subscribers have missed is in the next snapshot, one second later at most.
@@ -25,8 +26,8 @@ from shmbroker.workers.events import Events
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop, Timer
 
-TICK_S: Final = 0.2
-SNAPSHOT_S: Final = 1.0
+TICK_S: Final = 0.2  # while anything moves
+SNAPSHOT_S: Final = 1.0  # and a tick, while nothing does: most of what one costs is the waking up
 AT_ONCE: Final = 32  # more changes at a time than this go out as a snapshot
 WRITER_SILENT_S: Final = 2.0  # its housekeeper says ten times a second that it is there
 _TROUBLES: Final = {
@@ -61,6 +62,7 @@ class Pressures:
         self._memory, self._plan, self._links = memory, plan, links
         self._reason_of, self._events, self._loop = reason_of, events, loop
         self._soon: Timer | None = None
+        self._frames = -1  # that the writers had taken at the last tick
         self._gauges: dict[Place, Gauge] = {}
         self._run = secrets.token_hex(4)
         self._seq = 0
@@ -71,10 +73,13 @@ class Pressures:
         self._loop.after(TICK_S, self._tick)
 
     def _tick(self) -> None:
-        self._loop.after(TICK_S, self._tick)
         self.look()
-        if time.monotonic() - self._snapshot_at >= SNAPSHOT_S:
+        frames = sum(table.heartbeat()[1] for table in self._memory.tables.values())
+        moves = bool(self._gauges) or frames != self._frames
+        self._frames = frames
+        if not moves or time.monotonic() - self._snapshot_at >= SNAPSHOT_S - TICK_S:
             self.tell_all()
+        self._loop.after(TICK_S if moves else SNAPSHOT_S, self._tick)
 
     def look_soon(self) -> None:
         """Looks when the loop has its next turn, however often it was asked until then."""
@@ -144,7 +149,7 @@ class Pressures:
         link = self._links.get(writer)
         if link is None or link.state in _TROUBLES:
             return _TROUBLES["away" if link is None else link.state]
-        beat_ns = self._memory.tables[writer].heartbeat_ns()
+        beat_ns, _ = self._memory.tables[writer].heartbeat()
         silent_s = now_s - beat_ns / 1e9
         if link.state == "ready" and beat_ns and silent_s > WRITER_SILENT_S:
             return f"its writer process has said nothing for {silent_s:.0f} s"

@@ -51,10 +51,10 @@ class Reader:
         """Serves until told to stop."""
         self._socket.connect(self._spec.workers_address)
         self._send(messages.encode_request("hello", 0, worker=self._spec.name, pid=os.getpid()))
-        self._loop.watch(self._socket, self._receive)
-        self._loop.watch(self._streams.fileno(), self._streams.turn)
+        self._streams.watch(int(self._socket.getsockopt(zmq.FD)), self._receive)
         try:
-            self._loop.run()
+            self._receive()
+            self._loop.run_with(self._streams.turn)
         finally:
             self._streams.close()
             self._loop.close()
@@ -71,7 +71,7 @@ class Reader:
                 return
             message = messages.decode(frame)
             if isinstance(message, messages.Request):
-                self._answer(message)
+                self._answer(message)  # and then again: its descriptor tells of edges only
 
     def _answer(self, request: messages.Request) -> None:
         if request.op == "stop":

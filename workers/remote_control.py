@@ -38,6 +38,8 @@ from shmbroker.workers.topics import Answer
 _QUEUED: Final = 64  # answers and events that wait for one peer
 _AT_ONCE: Final = 64  # messages, before the acceptor looks at something else
 _NAME_MAX: Final = 200
+_KEEPALIVE_S: Final = 3
+_KEEPALIVES: Final = 3
 _log = get_logger("shmbroker.remote")
 
 
@@ -146,12 +148,17 @@ class RemoteControl:
         sock.setsockopt(zmq.MAXMSGSIZE, messages.MAX_REQUEST_BYTES)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)  # says when a peer's queue is full
         sock.set_hwm(_QUEUED)
-        # libzmq closes by itself who says nothing: connections of hosts that vanished, and those
-        # that never begin to speak ZeroMQ.
-        listen = self._loaded.config.listen
-        sock.setsockopt(zmq.HEARTBEAT_IVL, listen.heartbeat_ms)
-        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, listen.dead_ms)
-        sock.setsockopt(zmq.HANDSHAKE_IVL, listen.dead_ms)
+        # Connections of hosts that vanished end by themselves, without a wake-up here for those
+        # that live; and so do those that never begin to speak ZeroMQ.
+        dead_ms = self._loaded.config.listen.dead_ms
+        for option, value in (
+            (zmq.TCP_KEEPALIVE, 1),
+            (zmq.TCP_KEEPALIVE_IDLE, max(1, dead_ms // 1000)),
+            (zmq.TCP_KEEPALIVE_INTVL, _KEEPALIVE_S),
+            (zmq.TCP_KEEPALIVE_CNT, _KEEPALIVES),
+            (zmq.HANDSHAKE_IVL, dead_ms),
+        ):
+            sock.setsockopt(option, value)
         return sock
 
     def _add(self, sock: zmq.Socket[bytes], listening: Listening, *, is_tcp: bool) -> None:
@@ -224,6 +231,7 @@ class RemoteControl:
             "heartbeat_ms": listen.heartbeat_ms,
             "dead_ms": listen.dead_ms,
             "runtime_dir": str(broker["runtime_dir"]),
+            "pressure": broker["pressure"],
             **{name: broker[name] for name in ("instance", "data_dir_id", "boot_id", "broker_pid")},
             **door.tells,
         }

@@ -130,7 +130,8 @@ struct shmb_source {               /* an ingress ring, seen by the writer; S */
     uint64_t chain;                /* of the frame in hand */
     uint64_t rejected_end;         /* behind the newest rejected frame; 0: none (chain.h) */
     shmb_a32 *word;                /* the client's park word */
-    struct shmb_part *blocked;     /* the frame at the head waits for this partition */
+    struct shmb_part *blocked;     /* the frame at the head waits for this partition … */
+    uint64_t blocked_ns;           /* … since then (CLOCK_MONOTONIC) */
     shmb_a32 detached;             /* Kafka or own code: rubbish seen; no longer read */
     const char *why;               /* the reason, for the log */
     shmb_a32 drained;              /* nothing published is left */

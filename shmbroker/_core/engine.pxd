@@ -112,6 +112,7 @@ cdef extern from "housekeep.h" nogil:
         uint64_t tail
         shmb_a32 *word
         shmb_part *blocked
+        uint64_t blocked_ns
         shmb_a32 detached
         const char *why
 

@@ -35,12 +35,13 @@ cdef class Source:
         return self.g.why.decode()
 
     def describe(self):
-        """For `status`: id, capacity and pending bytes, the slot that the head frame waits for."""
+        """For `status`: id, capacity and pending bytes, the slot that the head frame waits for and since when."""
         cdef shmb_part *blocked = self.g.blocked
         return {
             "ingress": self.g.id,
             "capacity": self.g.capacity,
             "pending_bytes": self.pending_bytes,
             "blocked_slot": None if blocked is NULL else blocked.index,
+            "blocked_ns": 0 if blocked is NULL else self.g.blocked_ns,
             "detached": self.detached,
         }

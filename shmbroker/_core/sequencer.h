@@ -78,8 +78,9 @@ static inline enum shmb_step shmb_block(struct shmb_source *g, struct shmb_part 
 {
     if (g->blocked != p) {
         g->blocked = p;
+        g->blocked_ns = (uint64_t)shmb_now_ns();
         if (shmb_peek(&p->slot->blocked_ns) == 0)
-            shmb_poke(&p->slot->blocked_ns, (uint64_t)shmb_now_ns());
+            shmb_poke(&p->slot->blocked_ns, g->blocked_ns);
     }
     shmb_poke32(&p->slot->blocked_why, why);
     return SHMB_STEP_BLOCKED;

@@ -301,11 +301,13 @@ cdef class TableView:
                 found.append((n, _sample(s)))
         return found
 
-    def heartbeat_ns(self):
-        """When the writer's housekeeper last said that it is there (CLOCK_MONOTONIC); 0: never."""
+    def heartbeat(self):
+        """When the writer's housekeeper last said that it is there (CLOCK_MONOTONIC ns, 0: never), and how
+        many frames it has taken so far."""
         if self._at == NULL:
             raise ValueError(f"{self.path} is closed")
-        return shmb_peek(&(<shmb_writer_head *>self._at).heartbeat_ns)
+        return (shmb_peek(&(<shmb_writer_head *>self._at).heartbeat_ns),
+                shmb_peek(&(<shmb_writer_head *>self._at).frames))
 
     def head(self):
         """The head by field name: pid, incarnation, heartbeat, counters, and the intent or None."""

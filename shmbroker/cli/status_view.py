@@ -16,6 +16,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from shmbroker.cli.waiting_view import STYLES, pressure, sentences
 from shmbroker.units import about_bytes as size
 from shmbroker.units import about_s as duration
 
@@ -48,6 +49,7 @@ def render(found: Mapping[str, Any], width: int, before: Before | None = None) -
             f"{size(memory['table_bytes'])}; /dev/shm has {size(memory['shm_free_bytes'])} free"
         ),
     ]  # fmt: skip
+    lines += sentences(found)
     tables = [_processes(found, width), _partitions(found, width, before), _clients(found, width)]
     parts: list[RenderableType] = [*lines]
     for table in tables:
@@ -62,18 +64,22 @@ def _listening(listen: Mapping[str, Any] | None) -> list[Text]:
         return []
     safe = "CURVE and TLS" if listen["curve"] else "a token"
     where = "; ".join(
-        f"{name} {', '.join(listen[name])}" for name in ("control", "ingress", "data")
+        f"{name} {', '.join(listen[name])}" for name in ("control", "ingress", "data", "events")
     )
-    workers = ", ".join(
-        f"{w['name']} {w['state']}"
-        + (f" with {w['connections']} connections" if "connections" in w else "")
-        for w in listen["workers"]
-    )
+    workers = ", ".join(f"{w['name']} {w['state']}{_used(w)}" for w in listen["workers"])
     refused = f", {listen['keys_refused']} keys refused" if listen["keys_refused"] else ""
     return [
         Text(f"listening, with {safe}: {where}"),
         Text(f"from elsewhere: {len(listen['clients'])} clients{refused}; {workers}"),
     ]
+
+
+def _used(worker: Mapping[str, Any]) -> str:
+    """By how many, if the worker has said so."""
+    for name in ("connections", "sessions"):
+        if name in worker:
+            return f" with {worker[name]} {name}"
+    return ""
 
 
 def _processes(found: Mapping[str, Any], width: int) -> Table | None:
@@ -91,8 +97,8 @@ def _processes(found: Mapping[str, Any], width: int) -> Table | None:
 
 
 def _partitions(found: Mapping[str, Any], width: int, before: Before | None) -> Table | None:
-    head = ["partition", "writer", "state", "offsets", "unsynced", "segments", "io", "ring",
-            "waits for"]  # fmt: skip
+    head = ["partition", "writer", "state", "pressure", "offsets", "unsynced", "segments", "io",
+            "ring", "waits for"]  # fmt: skip
     rows = [_partition(p) for p in found["partitions"]]
     if before is not None:
         head.insert(3, "records/s")
@@ -121,6 +127,7 @@ def _partition(p: Mapping[str, Any]) -> tuple[Any, ...]:
         f"{p['topic']}-{p['partition']}",
         p["writer"],
         state.removesuffix(": "),
+        pressure(p),
         f"{p['log_start_offset']}-{p['log_end_offset']}" if "log_end_offset" in p else "-",
         p["log_end_offset"] - p["durable_offset"] if "durable_offset" in p else "-",
         len(segments) if isinstance(segments, list) else segments,
@@ -184,6 +191,8 @@ def _style(row: Sequence[str], head: Sequence[str], name: str) -> str:
     text = row[list(head).index(name)]
     if name == "state" and not text.startswith(("online", "up", "running", "ready", "-")):
         return "yellow" if text.startswith("opening") else "red"
+    if name == "pressure":
+        return STYLES.get(text.partition(" ")[0], "")
     return "bold" if name == head[0] else ""
 
 

@@ -5,13 +5,17 @@ from shmbroker._core.reader import RecordBatch
 from shmbroker.client.client import Client, connect
 from shmbroker.client.consumer import Consumer
 from shmbroker.client.metadata import PartitionInfo, TopicInfo, TopicPartition
+from shmbroker.client.pressure import Pressure
 from shmbroker.client.producer import Producer
 from shmbroker.client.receipt import Receipt, RecordMetadata
+from shmbroker.control.pressure import PartitionPressure
 
 __all__ = [
     "Client",
     "Consumer",
     "PartitionInfo",
+    "PartitionPressure",
+    "Pressure",
     "Producer",
     "Receipt",
     "Record",

@@ -49,8 +49,11 @@ class PartitionFiles:
         return found if reader.generation == generation else None
 
     def seam(self, reader: PartitionReader) -> RecordBatch | None:
-        """The records of the batch where file and ring meet; moves the reader."""
+        """The records of the batch where file and ring meet; moves the reader. None elsewhere: what
+        is missing in an older segment is damage, and nothing behind it stands in for it."""
         base, end, ring_position, generation = reader.file_limit()
+        if reader.position < base:
+            return None
         # The batch ends in the block that is being rewritten: its head is in the file, its rest in
         # the ring, whose index may know nothing of it when the ring is new.
         head = self._head(reader.position, base, end)

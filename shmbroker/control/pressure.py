@@ -214,7 +214,7 @@ class Gauge:
     def take(
         self, sample: Sample, limits: Thresholds, now_s: float, *, why: str = "", writer: str = ""
     ) -> bool:
-        """Takes a sample in; whether the state or its cause is another one now."""
+        """Takes a sample in; whether the state, its cause, or the writer's words changed."""
         if now_s - self._now > max(_FORGET_S, limits.calm_ms / 1000):
             self.verdict, self._better_since = CALM, None
         self.sample, self._now = sample, now_s
@@ -247,7 +247,10 @@ class Gauge:
         before, self.verdict = self.verdict, verdict
         if verdict.state != before.state:
             self.since = self._now
-        return verdict[:2] != before[:2]
+        # The writer's own words may come a moment after its state.
+        return verdict[:2] != before[:2] or (
+            verdict.cause in _OF_STATE and verdict.reason != before.reason
+        )
 
     def level(self, topic: str, partition: int) -> PartitionPressure:
         """What it shows, as of the newest sample."""

@@ -121,7 +121,7 @@ class SegmentReader:
         return self._next_stretch(offset, limit, measure)
 
     def _jump(self, segment: _Open, position: int, near: int, end: int) -> tuple[int, int]:
-        """(position, base offset) of the last batch that the index tells of before `near`, where the
+        """(position, base offset) of the last batch that the index tells of before `near`, if the
         segment confirms it before `end`; (position, -1) without one behind `position`."""
         base = segment.base_offset
         path = os.path.join(self.directory, names.file_name(base, names.INDEX))

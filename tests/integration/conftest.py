@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from slow_disk import SlowDisk
 
 from shmbroker.client.client import Client, connect
 from shmbroker.places import Places
@@ -162,4 +163,24 @@ def broker(isolated_env: dict[str, str], tmp_path: Path, broker_config: str) -> 
     try:
         yield made
     finally:
+        made.finish()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> SlowDisk:
+    """The disk of `slow_broker`."""
+    return SlowDisk(tmp_path)
+
+
+@pytest.fixture
+def slow_broker(
+    disk: SlowDisk, isolated_env: dict[str, str], tmp_path: Path, broker_config: str
+) -> Iterator[Broker]:
+    """As `broker`, on a disk that the test can make slow."""
+    made = Broker(isolated_env | disk.env, tmp_path, broker_config)
+    made.start()
+    try:
+        yield made
+    finally:
+        disk.fast()
         made.finish()

@@ -289,6 +289,12 @@ def test_a_full_disk_makes_records_wait_and_the_partition_returns_by_itself(
             eventually(lambda: partition(client)["state"] == "no_space", lambda: partition(client))
             assert "no room for" in partition(client)["reason"]
             assert "free space" in partition(client)["reason"]
+            assert producer.pressure().state == "hard"
+            assert producer.pressure().partitions["t", 0].cause in ("no_space", "ingress")
+            assert "no_space" in str(partition(client)["pressure"])
+            (wait,) = client.status()["waits"]
+            assert (wait["topic"], wait["pid"]) == ("t", os.getpid())
+            assert "free space" in wait["why"], "in the writer's own words"
             waiting = [receipt for receipt in sent if not receipt.done()]
             assert waiting, "what found no space waits, and is no error"
             (inside / "ballast").unlink()
@@ -296,6 +302,7 @@ def test_a_full_disk_makes_records_wait_and_the_partition_returns_by_itself(
             assert offsets == list(range(len(sent)))
             assert partition(client)["state"] == "online"
             assert partition(client)["reason"] == ""
+            eventually(lambda: producer.pressure().state == "ok", producer.pressure)
     words = ["consume", "t", "--from", "earliest", "--exit-at-end"]
     done = subprocess.run(  # where the disk can be seen
         ["nsenter", "--mount", f"--target={broker.pid}", sys.executable, "-m", PROGRAM, *words],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stream_rig import TOKEN, ReaderRig
@@ -16,7 +18,7 @@ from shmbroker.client.metadata import TopicPartition
 from shmbroker.client.remote.data_port import DataPort
 from shmbroker.control.certificate import write_certificate
 from shmbroker.control.listening import TlsFiles
-from shmbroker.errors import BrokerGone, OffsetOutOfRange, UnknownTopic
+from shmbroker.errors import BrokerGone, CorruptBatch, OffsetOutOfRange, UnknownTopic
 from shmbroker.perf.streamed import StreamedConnection
 
 pytestmark = pytest.mark.timeout(90)
@@ -233,3 +235,25 @@ def test_streams_inside_tls_are_read_and_another_certificate_is_refused(  # type
                 else:
                     with pytest.raises(BrokerGone, match="certificate verify failed"):
                         consumer.poll(10)
+
+
+@pytest.mark.parametrize("way", ["local"])
+def test_damage_in_an_old_segment_is_an_error_and_nothing_behind_it_is_read_instead(
+    broker: Any,
+) -> None:
+    with broker.client() as client:
+        topic = client.create_topic("d", config={"segment.bytes": 1 << 20})
+        with client.producer() as producer:
+            for _ in range(5):
+                producer.send_many("d", [os.urandom(1000)] * 900).result(20)
+        broker.restart()  # into new rings, so that old records are in the files alone
+        second = sorted(Path(topic.partitions[0].directory).glob("*.log"))[1]
+        with second.open("r+b") as file:
+            file.write(bytes(100))
+        with client.consumer("d", start="earliest") as consumer:
+            at = 0
+            with pytest.raises(CorruptBatch):
+                while batch := consumer.poll_batch(10):
+                    assert batch.base_offset == at
+                    at = batch.next_offset
+            assert 0 < at < 4500

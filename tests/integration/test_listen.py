@@ -23,6 +23,7 @@ from acceptor_harness import HERE, LIMIT_S, REPOSITORY, Broker, broker_at, event
 
 from shmbroker import errors
 from shmbroker.config import Places
+from shmbroker.control.ports import NAMES
 from shmbroker.control.tokens import find_token
 
 ANYWHERE = "tcp://127.0.0.1:0"
@@ -94,12 +95,12 @@ def test_nothing_listens_and_no_front_end_runs_unless_it_is_asked_for(broker: Br
     peer.close()
 
 
-def test_port_zero_picks_three_below_the_ephemeral_range_and_keeps_them(broker: Broker) -> None:
+def test_port_zero_picks_ports_below_the_ephemeral_range_and_keeps_them(broker: Broker) -> None:
     broker.up(address=ANYWHERE, readers=2)
     first = listen_of(broker)
-    ports = {int(first[name][0].rpartition(":")[2]) for name in ("control", "ingress", "data")}
+    ports = {int(first[name][0].rpartition(":")[2]) for name in NAMES}
     below = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    assert len(ports) == 3
+    assert len(ports) == 4
     assert max(ports) < below
     assert listening_ports(pids_of(broker)) == ports
     token = token_of(broker)
@@ -130,9 +131,7 @@ def test_two_instances_listen_beside_each_other(
     with broker_at(Places.find("u", data_dir=tmp_path / "other")) as other:
         other.up(address=ANYWHERE)
         mine, others = listen_of(broker), listen_of(other)
-        assert not {e for n in ("control", "ingress", "data") for e in mine[n]} & {
-            e for n in ("control", "ingress", "data") for e in others[n]
-        }
+        assert not {e for n in NAMES for e in mine[n]} & {e for n in NAMES for e in others[n]}
         assert find_token(mine["control"][0]) == token_of(broker)
         assert find_token(others["control"][0]) == token_of(other)
         with RemotePeer(mine["control"][0]) as peer:
@@ -141,7 +140,12 @@ def test_two_instances_listen_beside_each_other(
 
 @pytest.mark.parametrize(
     ("taken", "key"),
-    [(0, "listen.address"), (1, "listen.ingress_port"), (2, "listen.data_port")],
+    [
+        (0, "listen.address"),
+        (1, "listen.ingress_port"),
+        (2, "listen.data_port"),
+        (3, "listen.events_port"),
+    ],
 )
 def test_a_port_in_use_is_an_error_that_names_it_its_key_and_the_way_out(
     broker: Broker, taken: int, key: str
@@ -158,11 +162,12 @@ def test_a_port_in_use_is_an_error_that_names_it_its_key_and_the_way_out(
 
 def test_ports_may_be_chosen_one_by_one(broker: Broker) -> None:
     free = []
-    for _ in range(3):
+    for _ in range(4):
         with socket.create_server(("127.0.0.1", 0)) as probe:
             free.append(probe.getsockname()[1])
-    control, ingress, data = free
-    broker.up(address=f"tcp://127.0.0.1:{control}", ingress_port=ingress, data_port=data)
+    control, ingress, data, events = free
+    address = f"tcp://127.0.0.1:{control}"
+    broker.up(address=address, ingress_port=ingress, data_port=data, events_port=events)
     assert listening_ports(pids_of(broker)) == set(free)
     assert broker.down() == 0
     with pytest.raises(errors.ConfigError, match="asked for twice"):
@@ -391,9 +396,7 @@ def test_a_restart_of_the_broker_is_answered_by_a_new_hello(broker: Broker) -> N
         broker.kill()
         broker.up(address=ANYWHERE)
         now = listen_of(broker)
-        assert [now[n] for n in ("control", "ingress", "data")] == [
-            before[n] for n in ("control", "ingress", "data")
-        ]
+        assert [now[n] for n in NAMES] == [before[n] for n in NAMES]
         assert peer.refused("heartbeat")["code"] == 42
         assert peer.hello(token_of(broker))["claimed"] is False
         assert peer.ask("metadata", topics=None)["topics"] == {}

@@ -115,16 +115,30 @@ def test_a_killed_reader_is_replaced_and_streams_go_on_where_they_were(
 
     def is_back() -> bool:
         try:
-            elsewhere.connect(1).close()
+            with elsewhere.connect(1) as consumer:
+                return consumer.welcome is not None
         except OSError:
             return False
-        return True
 
     eventually(is_back, lambda: broker.output)
     with elsewhere.connect(1) as consumer:
         consumer.subscribe(topic, at)
         data += consumer.read(end)
     assert check_gapless(data, 0) == end
+
+
+def test_the_death_of_the_broker_ends_its_readers(
+    broker: Broker, elsewhere: Elsewhere, client: Client
+) -> None:
+    topic, end = fill(client, MIB)
+    readers = broker.workers("reader-[01]")
+    assert len(readers) == 2
+    with elsewhere.connect(1) as consumer:
+        consumer.subscribe(topic, 0)
+        consumer.read(end)
+        broker.kill9()
+        assert [*consumer.events()] == []
+    assert not any(reader.is_running() for reader in readers)
 
 
 def test_an_orderly_end_is_announced_to_consumers(

@@ -11,6 +11,7 @@ import ssl
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,24 +26,33 @@ from shmbroker.wire.native import greeting, stream_frames
 from shmbroker.wire.native.greeting import STREAM_MAGIC, Hello
 from shmbroker.wire.native.stream_client import StreamClient
 from shmbroker.wire.native.stream_frames import Batches, Failed, Heartbeat, Start, Subscribed
+from shmbroker.workers.streams import server
 
 from .conftest import Broker
+from .streaming import reader_of, shared_broker
 
+RESET = bytes([1, 0, 0, 0, 0, 0, 0, 0])  # struct linger: at once
 QUICK = ListenSection(heartbeat_ms=100, dead_ms=500)
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with shared_broker(tmp_path_factory) as made:
+        yield made
 
 
 @pytest.fixture
 def rig(broker: Broker, tmp_path: Path) -> Iterator[ReaderRig]:
-    with ReaderRig(str(broker.places.runtime_dir), tmp_path) as made:
+    with reader_of(broker, tmp_path) as made:
         yield made
 
 
 def last_words(connection: socket.socket, said: bytes) -> bytes:
     """What the reader answers until it closes."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         connection.sendall(said)
     answer = b""
-    with contextlib.suppress(ConnectionError):
+    with suppress(ConnectionError):
         while piece := connection.recv(65536):
             answer += piece
     return answer
@@ -122,15 +132,12 @@ def test_rubbish_of_every_kind_hurts_nobody_else(rig: ReaderRig) -> None:
             data = bytearray(good * rng.randint(1, 3))
             for _ in range(rng.choice([0, 1, 3, 20])):
                 data[rng.randrange(len(data))] = rng.randrange(256)
-            with rig.socket(rng.choice(["tcp", "unix"])) as connection:
-                with contextlib.suppress(OSError):
-                    connection.sendall(data[: rng.randrange(len(data) + 1)])
-                    if rng.random() < 0.3:
-                        connection.shutdown(socket.SHUT_WR)
-                    elif rng.random() < 0.3:
-                        connection.setsockopt(
-                            socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0])
-                        )
+            with rig.socket(rng.choice(["tcp", "unix"])) as connection, suppress(OSError):
+                connection.sendall(data[: rng.randrange(len(data) + 1)])
+                if rng.random() < 0.3:
+                    connection.shutdown(socket.SHUT_WR)
+                elif rng.random() < 0.3:  # a reset in place of an end
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             if n % 30 == 0:
                 producer.send("t", b"%d" % n).result(LIMIT_S)
         assert check_gapless(consumer.read(10), 0) == 10
@@ -145,7 +152,7 @@ def test_a_consumer_that_asks_and_never_reads_the_answers_is_not_listened_to(
     with rig.connect("unix") as consumer:
         consumer.connection.setblocking(False)
         asks, sent = stream_frames.encode(stream_frames.Unsubscribe(7)) * 1000, 0
-        with contextlib.suppress(BlockingIOError):
+        with suppress(BlockingIOError):
             while sent < 50_000_000:
                 sent += consumer.connection.send(asks)
         assert sent < 10_000_000  # what socket buffers hold, both ways
@@ -157,7 +164,7 @@ class TestMany:
     @pytest.fixture
     def rig(self, broker: Broker, tmp_path: Path) -> Iterator[ReaderRig]:
         few = ListenSection(max_connections=20)
-        with ReaderRig(str(broker.places.runtime_dir), tmp_path, few) as made:
+        with reader_of(broker, tmp_path, few) as made:
             yield made
 
     def test_more_connections_than_allowed_are_refused_in_words(self, rig: ReaderRig) -> None:
@@ -177,7 +184,7 @@ class TestMany:
 class TestSilence:
     @pytest.fixture
     def rig(self, broker: Broker, tmp_path: Path) -> Iterator[ReaderRig]:
-        with ReaderRig(str(broker.places.runtime_dir), tmp_path, QUICK) as made:
+        with reader_of(broker, tmp_path, QUICK) as made:
             yield made
 
     def test_who_says_nothing_is_given_up_and_hears_heartbeats_until_then(
@@ -215,6 +222,37 @@ class TestSilence:
             assert check_gapless(consumer.read(12_000), 0) == 12_000
 
 
+class TestQuiet:
+    """Idle peers, where there are many, are looked at now and then; see quiet.py."""
+
+    @pytest.fixture
+    def rig(
+        self, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[ReaderRig]:
+        monkeypatch.setattr(server, "QUIET_AFTER_S", 0.05)
+        listen = ListenSection(heartbeat_ms=150, dead_ms=20_000)
+        with reader_of(broker, tmp_path, listen) as made:
+            yield made
+
+    def test_they_are_heard_sent_to_and_missed_as_others_are(self, rig: ReaderRig) -> None:
+        topic = rig.client.create_topic("t")
+        quiet = rig.streams._quiet
+        with contextlib.ExitStack() as stack, rig.client.producer() as producer:
+            peers = [stack.enter_context(rig.connect()) for _ in range(80)]
+            peers[0].subscribe(topic.id)
+            eventually(lambda: len(quiet._there) == 80, rig.status)
+            producer.send("t", b"x").result(LIMIT_S)
+            assert check_gapless(peers[0].read(1), 0) == 1
+            peers[1].subscribe(topic.id)
+            assert check_gapless(peers[1].read(1), 0) == 1
+            peers[2].close()
+            eventually(lambda: rig.status()["connections"] == 79, rig.status)
+            peers[3].say(Heartbeat())
+            eventually(lambda: len(quiet._there) == 79, rig.status)
+        eventually(lambda: rig.status()["connections"] == 0, rig.status)
+        assert not quiet
+
+
 class TestTls:
     @pytest.fixture
     def files(self, tmp_path: Path) -> TlsFiles:
@@ -224,7 +262,7 @@ class TestTls:
 
     @pytest.fixture
     def rig(self, broker: Broker, tmp_path: Path, files: TlsFiles) -> Iterator[ReaderRig]:
-        with ReaderRig(str(broker.places.runtime_dir), tmp_path, QUICK, files) as made:
+        with reader_of(broker, tmp_path, QUICK, files) as made:
             yield made
 
     def wrapped(self, rig: ReaderRig, files: TlsFiles) -> ssl.SSLSocket:

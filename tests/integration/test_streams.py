@@ -3,10 +3,7 @@ from segments and from the ring, whatever happens to connections, writers and ol
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,50 +11,30 @@ import pytest
 from stream_rig import LIMIT_S, ReaderRig, StreamConsumer, check_gapless, next_of
 from waiting import eventually
 
-from shmbroker import errors
 from shmbroker.client.metadata import TopicInfo
 from shmbroker.wire.native.stream_frames import (
     Batches,
     Credit,
     Ended,
-    Failed,
     Start,
     Subscribed,
     Unsubscribe,
 )
 
 from .conftest import Broker
+from .streaming import SEGMENTS, SMALL_RINGS, fill, reader_of, shared_broker
 
-SEGMENTS = {"segment.bytes": 1 << 20, "max.message.bytes": 100_000}
 
-
-@pytest.fixture
-def broker_config() -> str:
-    """Rings so small that most of what is sent is soon in segments alone."""
-    return (
-        '[broker]\nwriters = 1\n[memory]\nring_max_bytes = "256KiB"\n'
-        '[log]\n"max.message.bytes" = 100000\n'
-    )
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with shared_broker(tmp_path_factory, SMALL_RINGS) as made:
+        yield made
 
 
 @pytest.fixture
 def rig(broker: Broker, tmp_path: Path) -> Iterator[ReaderRig]:
-    with ReaderRig(str(broker.places.runtime_dir), tmp_path) as made:
+    with reader_of(broker, tmp_path) as made:
         yield made
-
-
-def fill(rig: ReaderRig, count: int, size: int = 500, topic: str = "t", partition: int = 0) -> None:
-    """So many records more, durable, in batches of very different sizes."""
-    rng = random.Random(count)
-    with rig.client.producer() as producer:
-        while count > 0:
-            n = min(count, rng.choice([1, 3, 20, 100]))
-            producer.send_many(topic, [os.urandom(size // 2).hex().encode()] * n,
-                               partition=partition)  # fmt: skip
-            count -= n
-            if count % 5 == 0:
-                producer.flush(LIMIT_S)
-        producer.flush(LIMIT_S)
 
 
 @pytest.fixture
@@ -247,154 +224,6 @@ class TestSubscriptions:
                 if ends == {1: 8000, 2: 8000}:
                     break
         assert order[:4] in ([1, 2, 1, 2], [1, 1, 2, 1], [2, 1, 2, 1])
-
-
-class TestFailures:
-    def test_an_offset_that_is_not_there_is_refused(self, rig: ReaderRig, topic: TopicInfo) -> None:
-        rig.client.delete_records("t", partition=0, before_offset=5000)
-        with rig.connect() as consumer:
-            for offset in (0, 4999, 8001):
-                failed = consumer.subscribe(topic.id, offset)
-                assert isinstance(failed, Failed)
-                assert isinstance(failed.error, errors.OffsetOutOfRange)
-                assert failed.error.offset == offset
-                assert failed.error.log_start_offset == 5000
-                assert failed.error.log_end_offset == 8000
-            assert isinstance(consumer.subscribe(topic.id, 5000), Subscribed)
-            assert check_gapless(consumer.read(8000), 5000) == 8000
-
-    def test_what_retention_takes_from_under_a_stream_is_told(
-        self, rig: ReaderRig, topic: TopicInfo
-    ) -> None:
-        with rig.connect() as consumer:
-            consumer.subscribe(topic.id, 0, limit=1)
-            assert isinstance(next(consumer.events()), Batches)
-            rig.client.delete_records("t", partition=0, before_offset=6000)
-            consumer.say(Credit(1, 1 << 40))
-            failed = next(e for e in consumer.events() if not isinstance(e, Batches))
-            assert isinstance(failed, Failed)
-            assert isinstance(failed.error, errors.OffsetOutOfRange)
-
-    def test_topics_and_partitions_that_there_are_not(
-        self, rig: ReaderRig, topic: TopicInfo
-    ) -> None:
-        with rig.connect() as consumer:
-            failed = consumer.subscribe("ab" * 16)
-            assert isinstance(failed, Failed)
-            assert isinstance(failed.error, errors.UnknownTopic)
-            failed = consumer.subscribe(topic.id, partition=1)
-            assert isinstance(failed, Failed)
-            assert isinstance(failed.error, errors.UnknownTopic)
-            assert failed.error.partition == 1
-            rig.client.alter_topic("t", partitions=2)
-            assert isinstance(consumer.subscribe(topic.id, partition=1), Subscribed)
-
-    def test_a_topic_that_is_deleted_fails_its_streams_and_no_other(
-        self, rig: ReaderRig, topic: TopicInfo
-    ) -> None:
-        other = rig.client.create_topic("other")
-        with rig.connect() as consumer:
-            consumer.subscribe(topic.id, 8000)
-            consumer.subscribe(topic.id, 0, number=2, limit=0)
-            consumer.subscribe(other.id, number=3)
-            rig.client.delete_topic("t")
-            failed = {}
-            for event in consumer.events():
-                assert isinstance(event, Failed)
-                failed[event.subscription] = type(event.error)
-                if len(failed) == 2:
-                    break
-            assert failed == {1: errors.UnknownTopic, 2: errors.UnknownTopic}
-            again = rig.client.create_topic("t")  # of the same name, and another one
-            gone = consumer.subscribe(topic.id, number=4)
-            assert isinstance(gone, Failed)
-            assert isinstance(gone.error, errors.UnknownTopic)
-            assert isinstance(consumer.subscribe(again.id, number=5), Subscribed)
-            fill(rig, 1, topic="other")
-            assert check_gapless(consumer.read(1, 3), 0) == 1
-
-    def test_a_leader_epoch_that_the_log_does_not_have_is_a_truncation(
-        self, rig: ReaderRig, topic: TopicInfo
-    ) -> None:
-        with rig.connect() as consumer:
-            begun = consumer.subscribe(topic.id, 4000)
-            assert isinstance(begun, Subscribed)
-            now = begun.leader_epoch
-            begun = consumer.subscribe(topic.id, 4000, number=2, epoch=now)
-            assert isinstance(begun, Subscribed)
-            failed = consumer.subscribe(topic.id, 4000, number=3, epoch=now + 1)
-            assert isinstance(failed, Failed)
-            assert isinstance(failed.error, errors.LogTruncated)
-            assert failed.error.offset == 4000
-
-
-class TestWriters:
-    @pytest.mark.parametrize("appended", [False, True])
-    def test_a_killed_writer_costs_streams_a_pause(
-        self, broker: Broker, rig: ReaderRig, topic: TopicInfo, appended: bool
-    ) -> None:
-        stop, sent = threading.Event(), [8000]
-
-        def produce() -> None:
-            with rig.client.producer() as producer:
-                while not stop.is_set():
-                    producer.send_many("t", [b"y" * 300] * 50).result(LIMIT_S)
-                    sent[0] += 50
-
-        with rig.connect() as consumer:
-            consumer.subscribe(topic.id, 7000, appended=appended)
-            thread = threading.Thread(target=produce)
-            thread.start()
-            try:
-                data = consumer.read(9000)
-                for _ in range(2):
-                    (writer,) = broker.workers()
-                    writer.send_signal(signal.SIGKILL)
-                    data += consumer.read(next_of(data) + 3000)
-            finally:
-                stop.set()
-                thread.join()
-            data += consumer.read(sent[0]) if next_of(data) < sent[0] else b""
-        assert check_gapless(data, 7000) == sent[0]
-
-    def test_the_death_of_the_broker_ends_the_reader(self, broker: Broker, rig: ReaderRig) -> None:
-        broker.kill9()
-        assert rig.gone.wait(LIMIT_S)
-
-
-class TestRetention:
-    def test_segments_recycled_during_catch_up_send_no_foreign_byte(self, rig: ReaderRig) -> None:
-        """A consumer that lags gets what was there, or is told that it is gone; never other
-        records, though retired segments are written over all the time."""
-        topic = rig.client.create_topic("t", config=SEGMENTS | {"retention.bytes": 2 << 20})
-        stop = threading.Event()
-
-        def produce() -> None:
-            while not stop.is_set():
-                fill(rig, 500, size=2000)
-
-        thread = threading.Thread(target=produce)
-        thread.start()
-        losses = rounds = 0
-        try:
-            while rounds < 60:
-                with rig.connect() as consumer:
-                    begun = consumer.subscribe(topic.id, start=Start.EARLIEST)
-                    assert isinstance(begun, Subscribed)
-                    at = begun.offset
-                    for event in consumer.events(5000):
-                        if isinstance(event, Failed):
-                            assert isinstance(event.error, errors.OffsetOutOfRange)
-                            losses += 1
-                            break
-                        assert isinstance(event, Batches)
-                        at = check_gapless(event.data, at)
-                        rounds += 1
-                        if rounds % 10 == 0:
-                            break
-        finally:
-            stop.set()
-            thread.join()
 
 
 def test_a_consumer_of_durable_records_sees_none_that_is_only_appended(

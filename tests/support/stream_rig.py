@@ -54,13 +54,12 @@ class ReaderRig:
         self.streams = Streams(
             self.client, doors, TOKEN, listen, self.loop.after, self._broker_gone
         )
-        self.loop.watch(self.streams.fileno(), self.streams.turn)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            self.loop.run()
+            self.loop.run_with(self.streams.turn)
         finally:
             self.streams.close()
             self.loop.close()

@@ -16,6 +16,7 @@ FOLDERS = {
     "shmbroker/client/aio/": (".py",),
     "shmbroker/client/remote/": (".py",),
     "workers/": (".py",),
+    "workers/streams/": (".py",),
     "shmbroker/cli/": (".py",),
     "perf/": (".py",),
     "perf/cases/": (".py",),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 
 from shmbroker.cli.main import app
 from shmbroker.config import Places, load
+from shmbroker.control.keys import KeyDirectory
 from shmbroker.workers import doctor
 
 runner = CliRunner()
@@ -95,3 +98,29 @@ def test_the_last_setting_of_logind_counts(tmp_path: Path, monkeypatch: pytest.M
     assert doctor._logind_setting("RemoveIPC") == "yes"
     (etc / "systemd" / "logind.conf.d" / "50.conf").write_text("[Login]\nRemoveIPC = No\n")
     assert doctor._logind_setting("RemoveIPC") == "no"
+
+
+def test_what_would_listen_is_looked_at(isolated_env: dict[str, str], tmp_path: Path) -> None:
+    where = Places.find()
+
+    def look(**listen: object) -> dict[str, doctor.Finding]:
+        loaded = load(None, {}, {f"listen.{key}": value for key, value in listen.items()})
+        return {f.name: f for f in doctor.examine(where, loaded)}
+
+    quiet = look()
+    assert quiet["listen"].found == "nothing, by default"
+    assert quiet["connections"].state == quiet["keys"].state == "good"
+    assert look(address="tcp://127.0.0.1:0", unix=True)["listen"].state == "good"
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        taken = look(address=f"tcp://127.0.0.1:{held.getsockname()[1]}")["listen"]
+    assert taken.state == "stops"
+    assert "is in use by another program" in taken.gain
+    assert "port 0" in taken.how
+    bare = look(address="tcp://*:0")["keys"]
+    assert (bare.state, bare.how) == ("stops", f"shmbroker keys generate --dir {where.keys_dir}")
+    assert look(address="tcp://*:0", insecure=True)["keys"].state == "better"
+    KeyDirectory(where.keys_dir).generate()
+    KeyDirectory(where.keys_dir).add_client("laptop")
+    assert "1 clients authorised" in look(address="tcp://*:0")["keys"].found
+    many = look(unix=True, max_connections=1_000_000)["connections"]
+    assert many.state == "better" or resource.getrlimit(resource.RLIMIT_NOFILE)[1] > 1_001_024

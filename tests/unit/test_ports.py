@@ -17,10 +17,10 @@ from shmbroker.errors import ConfigError
 HERE = "127.0.0.1"
 
 
-def ports_of(path: Path, **flags: object) -> tuple[int, int, int]:
+def ports_of(path: Path, **flags: object) -> tuple[int, int, int, int]:
     given = {f"listen.{key}": value for key, value in flags.items()}
     found = ListenFile(path).ports(load(None, {}, given), HERE)
-    return found.control, found.ingress, found.data
+    return found.control, found.ingress, found.data, found.events
 
 
 def test_a_port_that_a_dying_broker_still_has_is_waited_for(tmp_path: Path) -> None:
@@ -29,14 +29,14 @@ def test_a_port_that_a_dying_broker_still_has_is_waited_for(tmp_path: Path) -> N
         with socket.create_server((HERE, first[0])) as held:
             timer = threading.Timer(0.2, held.close)
             timer.start()
-            flags |= {"ingress_port": 0, "data_port": 0}
+            flags |= {"ingress_port": 0, "data_port": 0, "events_port": 0}
             assert ports_of(tmp_path, **flags) == first
             timer.join()
 
 
 def test_picked_ports_differ_and_stay_off_those_asked_for(tmp_path: Path) -> None:
     found = {ports_of(tmp_path / str(n), address="tcp://127.0.0.1:0") for n in _made(tmp_path)}
-    assert all(len(set(ports)) == 3 for ports in found)
+    assert all(len(set(ports)) == 4 for ports in found)
     assert len(found) > 1
 
 

@@ -92,6 +92,15 @@ def test_nothing_durable_for_long_is_a_stall_and_a_pause_between_two_looks_is_no
     assert (gauge.verdict.state, gauge.verdict.cause) == ("hard", "stalled")
 
 
+def test_the_writers_words_count_as_news_when_they_come_after_its_state() -> None:
+    gauge, offline = Gauge(0.0), REST._replace(state="offline")
+    assert gauge.take(offline, LIMITS, 0.1)
+    assert not gauge.take(offline, LIMITS, 0.2)
+    assert gauge.take(offline, LIMITS, 0.3, why="EIO")
+    assert gauge.verdict.reason == "EIO"
+    assert not gauge.take(offline, LIMITS, 0.4, why="EIO")
+
+
 def test_what_nobody_looked_at_for_long_is_judged_afresh() -> None:
     gauge = Gauge(0.0)
     gauge.take(filled(95), LIMITS, 0.0)

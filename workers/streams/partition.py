@@ -64,7 +64,7 @@ class Partition(RecordStream):
         self._park = self._park_map.address
         self._client, self._watcher, self._jobs = client, watcher, jobs
         self._source = _Shared(connection, client.metadata)
-        reader = self._source.reader(topic.name, partition, appended)
+        reader = self._source.reader_at(topic.partitions[partition], appended)
         assert isinstance(reader, SharedReader)
         self.reader: Final = reader
         self.topic_id: Final = topic.id

@@ -27,10 +27,11 @@ from shmbroker.wire.native.stream_frames import (
     Heartbeat,
     Subscribe,
     Unsubscribe,
+    encode,
 )
 from shmbroker.wire.native.stream_server import StreamServer
 from shmbroker.workers.streams.beginning import Beginning
-from shmbroker.workers.streams.frame import Frame, Lost
+from shmbroker.workers.streams.frame import Frame
 from shmbroker.workers.streams.subscription import Subscription
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 
 TURN_BYTES: Final = 1 << 20
 FRAME_BYTES: Final = 4 << 20  # of a stream that is alone on its connection
-SHARED_FRAME_BYTES: Final = 512 << 10  # where others wait behind it
+SHARED_FRAME_BYTES: Final = 2 << 20  # where others wait behind it
 _RECEIVE_BYTES: Final = 64 << 10
+_HEARTBEAT: Final = encode(Heartbeat())
 _ANSWERS_BYTES: Final = 64 << 10  # beyond this, nothing is read from the peer
 
 
@@ -48,9 +50,23 @@ class Peer:
     """Reader's thread only."""
 
     __slots__ = (
-        "_answers", "_began", "_ending", "_frame", "_greeted", "_heard", "_line", "_said",
-        "_stalled_since", "codec", "name", "sent_bytes", "streams", "subscriptions",
-        "transport", "where",
+        "_answers",
+        "_began",
+        "_ending",
+        "_frame",
+        "_greeted",
+        "_heard",
+        "_line",
+        "_said",
+        "_stalled_since",
+        "active",
+        "codec",
+        "name",
+        "sent_bytes",
+        "streams",
+        "subscriptions",
+        "transport",
+        "where",
     )  # fmt: skip
 
     def __init__(self, streams: Streams, transport: Transport, where: str) -> None:
@@ -63,6 +79,7 @@ class Peer:
         self.subscriptions: dict[int, Subscription | Beginning] = {}
         self.sent_bytes = 0
         self._began = self._heard = self._said = now
+        self.active = now  # when there was last anything but heartbeats
         self._greeted = False  # what the transport does before the first byte is done
         self._ending = False  # nothing more is read; what there is to say is still sent
         self._line: deque[Subscription] = deque()
@@ -114,6 +131,9 @@ class Peer:
         if data is None:
             return
         self._heard = now
+        if data == _HEARTBEAT and self.codec.state is State.OPEN and self.codec.is_between_frames:
+            return  # all that a thousand idle peers say; it means nothing more
+        self.active = now
         self.codec.receive_data(data)
         if not data:
             self.streams.drop(self)
@@ -169,7 +189,7 @@ class Peer:
 
     def serve(self, now: float) -> bool:
         """One turn. Whether there is more to send at once; raises OSError when the peer is gone."""
-        left = TURN_BYTES
+        self.active, left = now, TURN_BYTES
         while left > 0:
             if self._frame is not None:
                 sent, out = self._frame.send(self.transport, left)
@@ -234,7 +254,15 @@ class Peer:
         ):  # fmt: skip
             self.streams.drop(self)  # else it would keep a segment that retention has taken
         elif now - self._said >= heartbeat_s and self._frame is None and not self._answers:
-            self.say(Heartbeat())
+            self._beat(now)
+
+    def _beat(self, now: float) -> None:
+        if self.codec.state is State.OPEN and self.transport.flush():
+            self._said = now
+            sent = self.transport.send(_HEARTBEAT)
+            if 0 < sent < len(_HEARTBEAT):
+                self._answers += _HEARTBEAT[sent:]
+                self._wake()
 
     def close_down(self) -> None:
         """Says Closing behind the frame that is on its way, then ends."""
@@ -277,4 +305,4 @@ class Peer:
         }
 
 
-__all__ = ["FRAME_BYTES", "TURN_BYTES", "Lost", "Peer"]
+__all__ = ["FRAME_BYTES", "TURN_BYTES", "Peer"]

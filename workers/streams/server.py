@@ -1,10 +1,10 @@
 """All streams of one reader process: doors, peers, partitions, and whose turn it is.
 
-Owns: one epoll set, which an outer loop watches through `fileno`; the peers, in turns of TURN_BYTES
-each; the Watcher, whose thread waits for all partitions at once and writes an eventfd; the Jobs.
+Owns: one epoll set; the peers, in turns of TURN_BYTES each; the Watcher, whose thread waits for all
+partitions at once and writes an eventfd; the Jobs.
 
-Invariants: everything runs in the thread of `turn`; nothing here waits but for the outer loop's
-poll; a peer costs the others at most its turn.
+Invariants: everything runs in the thread of `turn`, which waits in one place; a peer costs the
+others at most its turn.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import select
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from shmbroker._core import reader as core
@@ -22,10 +23,10 @@ from shmbroker.errors import QuotaExceeded, ShmbrokerError
 from shmbroker.wire.native.greeting import STREAM_MAGIC, Welcome, encode_refusal
 from shmbroker.wire.native.limits import SUBSCRIPTIONS
 from shmbroker.workers.logs import get_logger
-from shmbroker.workers.streams.frame import Lost
 from shmbroker.workers.streams.jobs import Jobs
 from shmbroker.workers.streams.partition import Partition
 from shmbroker.workers.streams.peer import Peer
+from shmbroker.workers.streams.quiet import QUIET_AFTER_S, QUIET_PEERS, QUIET_S, Quiet
 
 if TYPE_CHECKING:
     from shmbroker.client.client import Client
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from shmbroker.workers.streams.subscription import Subscription
 
 _EVENTS: Final = 256
-_ROUNDS: Final = 8  # of turns before the outer loop is looked at
 _OPEN_SUBSCRIPTIONS: Final = 512  # that may have segments open at a time, two descriptors each
 _SHOWN: Final = 50  # peers in `status`
 _log = get_logger("shmbroker.reader")
@@ -68,62 +68,81 @@ class Streams:
         self._token, self._listen, self._on_gone = token, listen, on_gone
         self._epoll = select.epoll()
         self._fired_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._again_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._again = False  # whether that one can be read
+        self._callbacks: dict[int, Callable[[], None]] = {
+            self._fired_fd: self._fired,
+            self.jobs.fd: self.jobs.deliver,
+        }
         self._watcher = core.Watcher(self._fired_fd)
         self._peers: dict[int, Peer] = {}
         self._interest: dict[int, int] = {}
+        self._quiet = Quiet()
         self._ready: dict[Peer, None] = {}
         self._partitions: dict[tuple[str, int, bool], Partition] = {}
         self._open: dict[Subscription, None] = {}  # those with open segments, oldest first
         self._closing = False
         self._ticked = time.monotonic()
         self._counts = {"accepted": 0, "refused": 0, "dropped": 0, "sent_bytes": 0}
-        for fd in (self._fired_fd, self._again_fd, self.jobs.fd, *(d.fileno() for d in doors)):
+        for door in doors:
+            self._callbacks[door.fileno()] = partial(self._accept, door)
+        for fd in self._callbacks:
             self._epoll.register(fd, select.EPOLLIN)
         client.metadata.listen(self)
         client.connection.on_change(self._attachment_changed)
         self._tick_s = min(listen.heartbeat_ms, listen.dead_ms / 3) / 3000
         after(self._tick_s, self._tick)
 
-    def fileno(self) -> int:
-        """Readable when there is something to do: call `turn`."""
-        return self._epoll.fileno()
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Calls back in `turn` when `fd` can be read, once for each edge."""
+        self._callbacks[fd] = callback
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
 
     # --- turns ---------------------------------------------------------------------------------
 
-    def turn(self) -> None:
-        """Does what there is to do, for a while."""
-        for _ in range(_ROUNDS):
-            self._poll()
-            if not self._ready:
-                break
-            now = time.monotonic()
-            for peer in list(self._ready):
-                self._serve(peer, now)
-        if self._closing:
-            return
-        if self._again != bool(self._ready):
-            self._again = not self._again
-            (os.eventfd_write if self._again else _drain)(self._again_fd, 1)
-
-    def _poll(self) -> None:
+    def turn(self, wait_ms: int | None = None) -> None:
+        """Waits until there is something to do (None: for ever), and does some of it."""
+        wait_s = 0 if self._ready else None if wait_ms is None else wait_ms / 1000
+        found = self._epoll.poll(wait_s, _EVENTS)
         now = time.monotonic()
-        for fd, events in self._epoll.poll(0, _EVENTS):
+        for fd, events in found:
             peer = self._peers.get(fd)
             if peer is not None:
                 self._event(peer, events, now)
-            elif fd == self._fired_fd:
-                _drain(fd)
-                for partition in list(self._partitions.values()):
-                    partition.look()
-            elif fd == self.jobs.fd:
-                self.jobs.deliver()
-            elif fd != self._again_fd:
-                self._accept(fd)
+            elif (callback := self._callbacks.get(fd)) is not None:
+                callback()
+        for peer in list(self._ready):
+            self._serve(peer, now)
+
+    def _poll_quiet(self) -> None:
+        """Looks what those say of whom nothing is expected but heartbeats."""
+        now = time.monotonic()
+        for fd in self._quiet.poll():
+            peer = self._peers[fd]
+            self._event(peer, select.EPOLLIN, now)
+            if peer.active == now and self._quiet.remove(fd):
+                self._epoll.register(fd, self._interest[fd])
+        if self._quiet and not self._closing:
+            self.after(QUIET_S, self._poll_quiet)
+
+    def _quieten(self, now: float) -> None:
+        if len(self._peers) < QUIET_PEERS:
+            return
+        was_empty = not self._quiet
+        for fd, peer in self._peers.items():
+            idle = now - peer.active > QUIET_AFTER_S and self._interest[fd] == select.EPOLLIN
+            if idle and self._quiet.add(fd):
+                self._epoll.unregister(fd)
+        if was_empty and self._quiet:
+            self.after(QUIET_S, self._poll_quiet)
+
+    def _fired(self) -> None:
+        """Of the Watcher: somebody's wait is over."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._fired_fd)
+        for partition in list(self._partitions.values()):
+            partition.look()
 
     def _event(self, peer: Peer, events: int, now: float) -> None:
-        with self._dropping(peer):
+        try:
             if events & ~select.EPOLLOUT:  # readable, or gone, which reading tells
                 if not peer.reads and events & (select.EPOLLHUP | select.EPOLLERR):
                     self.drop(peer)
@@ -131,28 +150,29 @@ class Streams:
                 peer.readable(now)
             if events & select.EPOLLOUT:
                 peer.writable()
+        except OSError:  # it is gone
+            self.drop(peer)
+        else:
             self._update(peer)
 
     def _serve(self, peer: Peer, now: float) -> None:
         self._ready.pop(peer, None)
         if peer.transport.fileno() not in self._peers:
             return
+        if self._quiet.remove(peer.transport.fileno()):
+            self._epoll.register(peer.transport.fileno(), self._interest[peer.transport.fileno()])
         before = peer.sent_bytes
-        with self._dropping(peer):
+        try:
             if peer.serve(now):
                 self._ready[peer] = None
-            self._counts["sent_bytes"] += peer.sent_bytes - before
-            self._update(peer)
-
-    @contextlib.contextmanager
-    def _dropping(self, peer: Peer) -> Any:
-        try:
-            yield
-        except Lost as error:
+        except ShmbrokerError as error:  # Lost, or a batch that fails its checks in a frame's rest
             _log.warning("a stream was cut", peer=peer.where, name=peer.name, reason=str(error))
             self.drop(peer)
         except OSError:  # it is gone
             self.drop(peer)
+        else:
+            self._update(peer)
+        self._counts["sent_bytes"] += peer.sent_bytes - before
 
     def ready(self, peer: Peer) -> None:
         """It has something to send."""
@@ -164,7 +184,10 @@ class Streams:
         wanted = (select.EPOLLIN if peer.reads else 0) | (select.EPOLLOUT if peer.stalled else 0)
         if fd in self._peers and self._interest[fd] != wanted:
             self._interest[fd] = wanted
-            self._epoll.modify(fd, wanted)
+            if self._quiet.remove(fd):
+                self._epoll.register(fd, wanted)
+            else:
+                self._epoll.modify(fd, wanted)
 
     # --- peers ---------------------------------------------------------------------------------
 
@@ -181,16 +204,13 @@ class Streams:
             dead_ms=self._listen.dead_ms,
         )
 
-    def _accept(self, fd: int) -> None:
-        door = next((door for door in self._doors if door.fileno() == fd), None)
-        if door is None:
-            return
+    def _accept(self, door: Door) -> None:
         try:
             came = door.accept()
         except OSError as error:  # no descriptors: some must go first
             _log.error("no connection can be accepted", at=door.at, reason=str(error))
             self._close_idle_files(most=0)
-            self._epoll.modify(fd, 0)
+            self._epoll.modify(door, 0)
             self.after(1.0, lambda: self._accept_again(door))
             return
         for connection, where in came:
@@ -225,7 +245,7 @@ class Streams:
         self._counts["dropped"] += 1
         del self._peers[fd], self._interest[fd]
         self._ready.pop(peer, None)
-        with contextlib.suppress(OSError):
+        if not self._quiet.remove(fd):
             self._epoll.unregister(fd)
         peer.close()
 
@@ -238,11 +258,13 @@ class Streams:
         self._ticked = now
         heartbeat_s, dead_s = self._listen.heartbeat_ms / 1e3, self._listen.dead_ms / 1e3
         for peer in list(self._peers.values()):
-            with self._dropping(peer):
+            try:
                 peer.tick(now, heartbeat_s, dead_s, away)
+            except OSError:
+                self.drop(peer)
         self._close_idle_files(_OPEN_SUBSCRIPTIONS)
+        self._quieten(now)
         self.after(self._tick_s, self._tick)
-        self.turn()
 
     # --- partitions ----------------------------------------------------------------------------
 
@@ -327,11 +349,11 @@ class Streams:
         """Nobody comes any more; those who are here are told that this process ends."""
         for door in self._doors:
             self._epoll.unregister(door)
+            del self._callbacks[door.fileno()]
             door.close()
         self._doors = []
         for peer in list(self._peers.values()):
             peer.close_down()
-        self.turn()
 
     @property
     def peers(self) -> int:
@@ -347,9 +369,9 @@ class Streams:
             door.close()
         self.jobs.close()
         self._watcher.close()
+        self._quiet.close()
         self._epoll.close()
         os.close(self._fired_fd)
-        os.close(self._again_fd)
 
     def describe(self) -> dict[str, Any]:
         """For `status`: what it has done, and who waits for what."""
@@ -363,11 +385,6 @@ class Streams:
             "open_segments_of": len(self._open),
             "peers": peers,
         }
-
-
-def _drain(fd: int, _value: int = 0) -> None:
-    with contextlib.suppress(BlockingIOError):
-        os.eventfd_read(fd)
 
 
 __all__ = ["After", "Streams"]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from shmbroker.client.partition_files import PartitionFiles
 from shmbroker.errors import (
+    CorruptBatch,
     DamagedLog,
     LogTruncated,
     OffsetOutOfRange,
@@ -90,12 +91,15 @@ class Subscription:
         if self.offset >= reader.end:
             self._at_end()
             return None
+        found, why = None, "neither in memory nor on disk"
         try:
             found = self.find(self.offset, most)
-        except OffsetOutOfRange:  # a segment went, and the log start is about to be seen to move
-            found = None
+        except OffsetOutOfRange:
+            pass  # a segment went, and the log start is about to be seen to move
+        except (CorruptBatch, OSError) as error:
+            why = str(error)
         if found is None:
-            self._missing()
+            self._missing(why)
             return None
         self._missing_since = 0.0
         head = self.peer.codec.batches_head(self.number, ends, found.size_bytes)
@@ -156,7 +160,7 @@ class Subscription:
 
         self.peer.streams.jobs.ask(self.partition.reason, told)
 
-    def _missing(self) -> None:
+    def _missing(self, why: str) -> None:
         now = time.monotonic()
         self._missing_since = self._missing_since or now
         if now - self._missing_since < _PATIENCE_S:
@@ -169,7 +173,7 @@ class Subscription:
             DamagedLog(
                 f"{self.partition.name} says that it has records up to "
                 f"{self.partition.reader.end}, but "
-                f"offset {self.offset} is neither in memory nor on disk ({path} at {position}); "
+                f"offset {self.offset} is {why} ({path} at {position}); "
                 "look with: shmbroker log dump",
                 path=path,
                 position=position,

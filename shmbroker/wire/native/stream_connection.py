@@ -46,6 +46,11 @@ class StreamConnection(Generic[Flow]):
         """What has been received and is not yet a whole frame."""
         return self._inbox.size_bytes
 
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether everything that was received has been taken: a frame is what comes next."""
+        return self._head is None and not self._inbox.size_bytes
+
     def unread(self) -> bytes:
         """What has been received and makes no event yet, taken: for who goes on reading itself."""
         data = self._inbox.take(self._inbox.size_bytes)
