@@ -37,9 +37,7 @@ def connect(broker: Any, way: str) -> Callable[[], Connecting]:
     """An asyncio client to be."""
     if way == "local":
         return lambda: aio.connect(broker.instance)
-    return lambda: aio.connect(
-        control_of(broker), local=False, token_file=token_file_of(broker)
-    )
+    return lambda: aio.connect(control_of(broker), local=False, token_file=token_file_of(broker))
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
