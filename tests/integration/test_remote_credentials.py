@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -104,6 +106,25 @@ def test_unix_sockets_are_found_beside_control_wherever_that_is(
             assert record.value == b"v"
 
 
+@pytest.mark.parametrize("reach", ["ipc"])
+def test_where_shared_memory_is_not_here_a_name_leads_to_the_unix_sockets(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(broker.instance) as client:
+        assert isinstance(client.connection, LocalConnection)
+    with connect(broker.instance, local=False) as client:
+        assert isinstance(client.connection, RemoteConnection)
+
+    def not_here(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError("/shmb-0-00000000-p")
+
+    monkeypatch.setattr(LocalConnection, "open_object", not_here)
+    for name in (broker.instance, str(broker.places.runtime_dir)):
+        with connect(name) as client:
+            assert isinstance(client.connection, RemoteConnection)
+            assert client.address == broker.address
+
+
 def test_a_token_of_this_host_is_shown_to_no_other_address(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,28 +205,45 @@ def test_what_a_stranger_answers_is_no_broker(answers: tuple[bytes, ...]) -> Non
         connect(stranger.address, timeout=0.5)
 
 
+#: The command line of a program that can't find that it is on the broker's host.
+FAR = (
+    "import shmbroker.client.remote.reach as reach; reach._near = lambda *_: None; "
+    "from shmbroker.cli.main import app; app()"
+)
+
+
 def test_the_command_line_reaches_a_broker_over_the_network(
-    broker: Broker, unfound: str, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, unfound: str, tmp_path: Path
 ) -> None:
-    broker.env = broker.env | {"XDG_RUNTIME_DIR": os.environ["XDG_RUNTIME_DIR"]}
+    env = broker.env | {"XDG_RUNTIME_DIR": os.environ["XDG_RUNTIME_DIR"]}
+
+    def run(*words: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", FAR, *words]
+        return subprocess.run(
+            command, env=env, input=given, capture_output=True, text=True, timeout=60, check=False
+        )
+
     there = ["--instance", broker.address]
-    done = broker.run("topic", "create", "t", *there)
+    done = run("topic", "create", "t", *there)
     assert done.returncode == 1
     assert "token" in done.stderr
     assert "Traceback" not in done.stderr
-    broker.env = broker.env | {"SHMBROKER_TOKEN": unfound}
-    done = broker.run("topic", "create", "t", *there)
+    env |= {"SHMBROKER_TOKEN": unfound}
+    done = run("topic", "create", "t", *there)
     assert done.returncode == 0, done.stderr
-    done = broker.run("produce", "t", *there, input="a\nb\n")
+    done = run("produce", "t", *there, given="a\nb\n")
     assert done.returncode == 0, done.stderr
-    broker.env = broker.env | {"SHMBROKER_INSTANCE": broker.address}
-    done = broker.run("consume", "t", "--from", "earliest", "--max", "2")
+    env |= {"SHMBROKER_INSTANCE": broker.address}
+    done = run("consume", "t", "--from", "earliest", "--max", "2")
     assert (done.returncode, done.stdout) == (0, "a\nb\n"), done.stderr
-    done = broker.run("topic", "list")
+    done = run("topic", "list")
     assert (done.returncode, done.stdout.split()[0]) == (0, "t"), done.stderr
-    done = broker.run("status", "--json")
+    done = run("status", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["instance"] == broker.instance
+    done = run("backup", str(tmp_path / "backup"))
+    assert done.returncode == 1
+    assert "run it on the broker's host" in done.stderr
 
 
 def test_an_answer_names_ends_as_they_are_reached_from_here() -> None:
