@@ -1,0 +1,265 @@
+"""Consumer groups under everything that can happen to them, in any order.
+
+The members here know only what they were told; what must hold is asked of them, not of the
+coordinator: nobody works on a partition beside another, commits count exactly for who has it, and
+once all is quiet every partition is with one member, balanced, after as few moves as there can be.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from group_members import FakeMember, GroupBroker
+from group_optimum import best, cost
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from shmbroker.control.groups.values import Partition
+from shmbroker.errors import FencedInstance, FencedMemberEpoch, GroupNotFound, UnknownMember
+
+FENCED = (UnknownMember, FencedMemberEpoch, FencedInstance, GroupNotFound)
+NAMES = ("t0", "t1", "u0")
+MEMBERS_MAX, PARTITIONS_MAX = 4, 6
+
+topics = st.sets(st.sampled_from(NAMES))
+patterns = st.sampled_from([None, "t.", "[tu]0", "none"])
+instances = st.sampled_from([None, None, "i0", "i1"])
+whom = st.integers(0, 99)
+
+
+class Groups(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dir = Path(tempfile.mkdtemp(dir="/dev/shm", prefix="groups-"))  # syncs cost nothing
+        self.broker = GroupBroker(self.dir / "meta.db")
+        self.members: list[FakeMember] = []  # who believe that they are in the group
+        self.zombies: list[FakeMember] = []  # who were told, or replaced, and go on committing
+        self.taken: dict[Partition, FakeMember] = {}  # who took it up last
+        self.committed: dict[Partition, int] = {}
+        self.made = 0
+
+    def teardown(self) -> None:
+        self.broker.close()
+        shutil.rmtree(self.dir)
+
+    @initialize(partitions=st.integers(1, 4))
+    def begin(self, partitions: int) -> None:
+        self.broker.create("t0", partitions)
+
+    # What happens
+
+    @precondition(lambda self: len(self.members) < MEMBERS_MAX)
+    @rule(names=topics, pattern=patterns, instance=instances, told=st.booleans())
+    def join(self, names: set[str], pattern: str | None, instance: str | None, told: bool) -> None:
+        if not names and pattern is None:
+            names = {"t0"}
+        self.made += 1
+        member = FakeMember(
+            self.broker, f"m{self.made}", names, pattern=pattern, instance_id=instance
+        )
+        for old in [m for m in self.members if instance and m.instance_id == instance]:
+            self.members.remove(old)
+            self.zombies.append(old)
+        self.members.append(member)
+        self.beat(member, told)
+
+    @precondition(lambda self: self.members)
+    @rule(who=whom, told=st.booleans(), lets_go=st.booleans())
+    def heartbeat(self, who: int, told: bool, lets_go: bool) -> None:
+        member = self.members[who % len(self.members)]
+        if lets_go:
+            member.let_go()
+        self.beat(member, told)
+
+    @precondition(lambda self: self.members)
+    @rule(who=whom, comes_back=st.booleans())
+    def leave(self, who: int, comes_back: bool) -> None:
+        member = self.members.pop(who % len(self.members))
+        self.zombies.append(member)
+        if self.is_member(member):
+            member.leave(comes_back)
+
+    @rule(ms=st.integers(0, 12_000))
+    def time_passes(self, ms: int) -> None:
+        self.broker.sleep(ms)
+
+    @rule()
+    def restart(self) -> None:
+        self.broker.restart()
+
+    @rule(name=st.sampled_from(NAMES), partitions=st.integers(1, 3))
+    def make_topic(self, name: str, partitions: int) -> None:
+        there = {view.name: view.partitions for view in self.broker.views()}
+        if sum(there.values()) + partitions > PARTITIONS_MAX:
+            return
+        if name in there:
+            self.broker.meta.add_partitions(name, there[name] + partitions)
+            self.broker.topics_changed()
+        else:
+            self.broker.create(name, partitions)
+
+    @rule(name=st.sampled_from(NAMES))
+    def delete_topic(self, name: str) -> None:
+        for view in self.broker.views():
+            if view.name == name:
+                self.broker.delete(name)
+                self.committed = {p: o for p, o in self.committed.items() if p[0] != view.topic_id}
+
+    @precondition(lambda self: self.members or self.zombies)
+    @rule(who=whom, which=whom, offset=st.integers(0, 900), older=st.integers(0, 2))
+    def commit(self, who: int, which: int, offset: int, older: int) -> None:
+        everybody = self.members + self.zombies
+        member = everybody[who % len(everybody)]
+        has = member.holds | member.revoke
+        partitions = sorted(has or {(v.topic_id, 0) for v in self.broker.views()})
+        if not partitions:
+            return
+        partition = partitions[which % len(partitions)]
+        try:
+            answer = member.commit(partition, offset, max(0, member.epoch - older))
+            counts = partition in answer.committed
+        except FENCED:
+            counts = False
+        mine = self.taken.get(partition) is member and self.is_member(member)
+        if counts:
+            assert mine, "a commit of one who no longer has the partition counted"
+            self.committed[partition] = offset
+        elif mine and partition in has and older == 0:
+            topics_there = {view.topic_id for view in self.broker.views()}
+            assert partition[0] not in topics_there, "a commit of who has the partition was refused"
+
+    @precondition(lambda self: self.members)
+    @rule(who=whom, event=st.sampled_from(["join", "leave", "dies", "more", "less", "restart"]))
+    def one_change_moves_no_more_than_it_must(self, who: int, event: str) -> None:
+        self.settle()
+        if not self.members:
+            return
+        before = {p: m.member_id for m in self.members for p in m.holds}
+        epochs = {m.member_id: m.epoch for m in self.members}
+        member = self.members[who % len(self.members)]
+        happens: dict[str, Callable[[], None]] = {
+            "join": lambda: (
+                self.join({"t0", "u0"}, None, None, True)
+                if len(self.members) < MEMBERS_MAX
+                else None
+            ),
+            "leave": lambda: self.leave(who, False),
+            "dies": lambda: self.dies(member),
+            "more": lambda: self.make_topic("t1", 2),
+            "less": lambda: self.delete_topic("t0"),
+            "restart": self.restart,
+        }
+        happens[event]()
+        self.settle()
+        after = {m.member_id: m.holds for m in self.members}
+        assert cost(after, before) == best(self.wants(), self.counts(), before)
+        if event == "restart":
+            assert {m.member_id: m.epoch for m in self.members} == epochs
+            assert {p: m for m, held in after.items() for p in held} == before
+
+    @rule()
+    def all_is_quiet(self) -> None:
+        self.settle()
+
+    # What must hold
+
+    @invariant()
+    def nobody_works_beside_another(self) -> None:
+        seen: dict[Partition, str] = {}
+        for member in self.members:
+            if self.is_member(member):
+                for partition in member.holds | member.revoke:
+                    other = seen.setdefault(partition, member.member_id)
+                    assert other == member.member_id, f"{partition}: {other} {member.member_id}"
+
+    @invariant()
+    def what_was_committed_is_there_and_nothing_else(self) -> None:
+        found = self.broker.committed("g")
+        assert {p: c.offset for p, c in found.items()} == self.committed
+
+    # Inside
+
+    def beat(self, member: FakeMember, told: bool = True) -> None:
+        try:
+            answer = self.broker.heartbeat(member.request())
+        except FENCED:
+            assert not self.is_member(member), "a member was fenced"
+            self.members.remove(member)
+            self.zombies.append(member)
+            return
+        if told:
+            before = set(member.holds)
+            member.take(answer)
+            self.taken.update(dict.fromkeys(member.holds - before, member))
+
+    def dies(self, member: FakeMember) -> None:
+        self.members.remove(member)
+        self.zombies.append(member)
+        self.pass_a_session()
+
+    def pass_a_session(self) -> None:
+        for _ in range(5):
+            self.broker.sleep(2_500)
+            for member in list(self.members):
+                self.beat(member)
+
+    def settle(self) -> None:
+        for member in list(self.members):
+            self.beat(member)
+        group = self.group_members()
+        if set(group) - {m.member_id for m in self.members}:
+            self.pass_a_session()  # those who went without a word
+        for _ in range(3 * MEMBERS_MAX):
+            for member in list(self.members):
+                member.let_go()
+                self.beat(member)
+        if not self.members:
+            return
+        assert self.broker.coordinator.describe("g").state == "stable"
+        wants, counts = self.wants(), self.counts()
+        given = {m.member_id: m.holds for m in self.members}
+        everything = {(t, n) for t in frozenset().union(*wants.values()) for n in range(counts[t])}
+        assert sorted(p for held in given.values() for p in held) == sorted(everything)
+        assert all(t in wants[m] for m, held in given.items() for t, _ in held)
+        assert cost(given, {})[0] == best(wants, counts, {})[0]
+
+    def wants(self) -> dict[str, frozenset[str]]:
+        matching = {"t.": {"t0", "t1"}, "[tu]0": {"t0", "u0"}, "none": set(), None: set()}
+        ids = {view.name: view.topic_id for view in self.broker.views()}
+        return {
+            m.member_id: frozenset(
+                ids[name] for name in {*m.wants.topics, *matching[m.wants.pattern]} if name in ids
+            )
+            for m in self.members
+        }
+
+    def counts(self) -> dict[str, int]:
+        return {view.topic_id: view.partitions for view in self.broker.views()}
+
+    def group_members(self) -> list[str]:
+        if "g" not in self.broker.coordinator.names():
+            return []
+        return [m.member_id for m in self.broker.coordinator.describe("g").members]
+
+    def is_member(self, member: FakeMember) -> bool:
+        return member.member_id in self.group_members()
+
+
+Groups.TestCase.settings = settings(
+    max_examples=100,
+    stateful_step_count=30,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+test_groups_hold_whatever_happens = Groups.TestCase
