@@ -119,7 +119,7 @@ class Group:
         self.dirty_members.pop(old.member_id, None)
         self.news.pop(old.member_id, None)
         self.gone_members[old.member_id] = None
-        new.held, new.target, new.version = held, target, old.version + 1
+        new.held, new.target, new.version, new.fresh = held, target, old.version + 1, True
         self.owners.update(dict.fromkeys(held, new.member_id))
         self.targets.update(dict.fromkeys(target, new.member_id))
         self.add(new, reads)
@@ -171,14 +171,18 @@ class Group:
             if lost:
                 for partition in lost:
                     del member.held[partition]
-                member.revoking = lost
                 member.version += 1
                 self.store(member)
-                return True
+                if not member.fresh:
+                    member.revoking = lost
+                    return True
+                for partition in lost:
+                    self._free(partition)
             self._give(member)
         if member.epoch < self.assignment_epoch:
             member.epoch = self.assignment_epoch
             self.store(member)
+        member.fresh = False
         self.news.pop(member.member_id, None)
         return False
 

@@ -40,6 +40,7 @@ class Member:
     target: set[Partition] = field(default_factory=set)
     # Not stored: a broker that starts gives everybody a session anew.
     acknowledged: int = 0  # the version that the member said back; 0: none in this life
+    fresh: bool = False  # has just taken another's place, and holds nothing of it yet
     silent_at_ms: int = 0  # when its session ends
     revoke_by_ms: int | None = None
     timer_ms: int | None = None  # when the coordinator looks at it next
