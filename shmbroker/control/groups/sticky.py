@@ -28,7 +28,7 @@ from typing import Final
 
 from shmbroker.control.groups.values import Partition
 
-STEPS_MAX: Final = 1_000_000  # edges looked at: about half a second
+STEPS_MAX: Final = 2_000_000  # edges looked at: about half a second
 
 
 @dataclass(slots=True)
@@ -103,6 +103,34 @@ def _share_greedily(kinds: list[_Kind]) -> None:
             heapq.heapreplace(heap, (least + 1, place))
             kind.count[kind.members[place]] += 1
             load[kind.members[place]] += 1
+    _even_out(kinds, load)
+
+
+def _even_out(kinds: list[_Kind], load: defaultdict[str, int]) -> None:
+    """Whoever has least takes from who has most of what it wants: most of the way, cheaply."""
+    wants: defaultdict[str, list[_Kind]] = defaultdict(list)
+    for kind in kinds:
+        for member in kind.members:
+            wants[member].append(kind)
+    heap = [(load[member], member) for member in wants]
+    heapq.heapify(heap)
+    while heap:
+        least, member = heapq.heappop(heap)
+        if least != load[member]:
+            continue  # it was changed since, and stands in the heap once more
+        # Among those who have most: who gives away what was not its own before.
+        best: tuple[int, bool, str, int] | None = None
+        for place, kind in enumerate(wants[member]):
+            for giver, count in kind.count.items():
+                if count and load[giver] >= least + 2:
+                    foreign = count > len(kind.owned.get(giver, ()))
+                    best = max(best or (0, False, "", 0), (load[giver], foreign, giver, place))
+        if best is not None:
+            giver, kind = best[2], wants[member][best[3]]
+            for who, change in ((giver, -1), (member, 1)):
+                kind.count[who] += change
+                load[who] += change
+                heapq.heappush(heap, (load[who], who))
 
 
 class _Flow:
@@ -148,6 +176,8 @@ class _Flow:
         nodes = 1 + len(self._kinds) + len(self._names)
         cost, before = [0] * nodes, [-1] * nodes
         for _ in range(nodes):
+            if self._steps > STEPS_MAX:
+                return []
             self._steps += len(edges)
             shorter = False
             for tail, head, price in edges:

@@ -52,7 +52,7 @@ class Groups(RuleBasedStateMachine):
         self.made = 0
         # The same run again must give the same topic ids: they decide in what order things go.
         ids = (uuid.UUID(int=n) for n in itertools.count(1))
-        self.same_ids = mock.patch("shmbroker.control.meta.uuid.uuid4", lambda: next(ids))
+        self.same_ids = mock.patch("shmbroker.control.meta.uuid.uuid4", side_effect=ids)
         self.same_ids.start()
 
     def teardown(self) -> None:
