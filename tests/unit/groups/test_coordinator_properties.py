@@ -27,8 +27,15 @@ from hypothesis.stateful import (
     rule,
 )
 
+from shmbroker.control.groups.messages import Commit, CommitRow
 from shmbroker.control.groups.values import Partition
-from shmbroker.errors import FencedInstance, FencedMemberEpoch, GroupNotFound, UnknownMember
+from shmbroker.errors import (
+    FencedInstance,
+    FencedMemberEpoch,
+    GroupNotEmpty,
+    GroupNotFound,
+    UnknownMember,
+)
 
 FENCED = (UnknownMember, FencedMemberEpoch, FencedInstance, GroupNotFound)
 NAMES = ("t0", "t1", "u0")
@@ -48,6 +55,7 @@ class Groups(RuleBasedStateMachine):
         self.members: list[FakeMember] = []  # who believe that they are in the group
         self.zombies: list[FakeMember] = []  # who were told, or replaced, and go on committing
         self.taken: dict[Partition, FakeMember] = {}  # who took it up last
+        self.takes: dict[Partition, list[tuple[FakeMember, int]]] = {}  # all, with their epochs
         self.committed: dict[Partition, int] = {}
         self.made = 0
         # The same run again must give the same topic ids: they decide in what order things go.
@@ -89,6 +97,14 @@ class Groups(RuleBasedStateMachine):
             member.let_go()
         self.beat(member, told)
 
+    @precondition(lambda self: len(self.members) > 1)
+    @rule(turns=st.lists(st.tuples(whom, st.booleans()), min_size=4, max_size=12))
+    def some_let_go_and_some_work_on(self, turns: list[tuple[int, bool]]) -> None:
+        for who, lets_go in turns:
+            if self.members:
+                self.heartbeat(who, True, lets_go)
+                self.nobody_works_beside_another()
+
     @precondition(lambda self: self.members)
     @rule(who=whom, comes_back=st.booleans())
     def leave(self, who: int, comes_back: bool) -> None:
@@ -101,8 +117,11 @@ class Groups(RuleBasedStateMachine):
     def time_passes(self, ms: int) -> None:
         self.broker.sleep(ms)
 
-    @rule()
-    def restart(self) -> None:
+    @rule(meanwhile=st.booleans())
+    def restart(self, meanwhile: bool) -> None:
+        there = {view.name: view.partitions for view in self.broker.views()}
+        if meanwhile and "t0" in there and sum(there.values()) < PARTITIONS_MAX:
+            self.broker.meta.add_partitions("t0", there["t0"] + 1)
         self.broker.restart()
 
     @rule(name=st.sampled_from(NAMES), partitions=st.integers(1, 3))
@@ -124,7 +143,7 @@ class Groups(RuleBasedStateMachine):
                 self.committed = {p: o for p, o in self.committed.items() if p[0] != view.topic_id}
 
     @precondition(lambda self: self.members or self.zombies)
-    @rule(who=whom, which=whom, offset=st.integers(0, 900), older=st.integers(0, 2))
+    @rule(who=whom, which=whom, offset=st.integers(0, 900), older=st.sampled_from([0, 0, 1, 2, 3]))
     def commit(self, who: int, which: int, offset: int, older: int) -> None:
         everybody = self.members + self.zombies
         member = everybody[who % len(everybody)]
@@ -133,8 +152,9 @@ class Groups(RuleBasedStateMachine):
         if not partitions:
             return
         partition = partitions[which % len(partitions)]
+        epoch = max(0, member.epoch - older)
         try:
-            answer = member.commit(partition, offset, max(0, member.epoch - older))
+            answer = member.commit(partition, offset, epoch)
             counts = partition in answer.committed
         except FENCED:
             counts = False
@@ -143,12 +163,29 @@ class Groups(RuleBasedStateMachine):
             # Or it was given the partition just now, and the answer that says so was lost.
             mine = mine or self.broker.coordinator.group("g").owners[partition] == member.member_id
             assert mine, "a commit of one who no longer has the partition counted"
+            for other, taken_at in self.takes.get(partition, ()):
+                same = other is member or (
+                    other.instance_id is not None and other.instance_id == member.instance_id
+                )
+                assert same or epoch > taken_at, "a commit of before another had it counted"
             others = [m for m in self.members if m is not member and self.is_member(m)]
             assert all(partition not in m.holds | m.revoke for m in others)
             self.committed[partition] = offset
         elif mine and partition in has and older == 0:
             topics_there = {view.topic_id for view in self.broker.views()}
             assert partition[0] not in topics_there, "a commit of who has the partition was refused"
+
+    @rule(offset=st.integers(0, 900))
+    def commit_of_no_member(self, offset: int) -> None:
+        for view in self.broker.views()[:1]:
+            partition = (view.topic_id, 0)
+            try:
+                self.broker.commit(Commit("g", (CommitRow(partition, offset),)))
+            except GroupNotEmpty:
+                assert self.group_members()
+            else:
+                assert not self.group_members()
+                self.committed[partition] = offset
 
     @precondition(lambda self: self.members)
     @rule(who=whom, event=st.sampled_from(["join", "leave", "dies", "more", "less", "restart"]))
@@ -169,7 +206,7 @@ class Groups(RuleBasedStateMachine):
             "dies": lambda: self.dies(member),
             "more": lambda: self.make_topic("t1", 2),
             "less": lambda: self.delete_topic("t0"),
-            "restart": self.restart,
+            "restart": lambda: self.restart(False),
         }
         happens[event]()
         self.settle()
@@ -212,7 +249,9 @@ class Groups(RuleBasedStateMachine):
         if told:
             before = set(member.holds)
             member.take(answer)
-            self.taken.update(dict.fromkeys(member.holds - before, member))
+            for partition in member.holds - before:
+                self.taken[partition] = member
+                self.takes.setdefault(partition, []).append((member, member.epoch))
 
     def dies(self, member: FakeMember) -> None:
         self.members.remove(member)
