@@ -12,6 +12,7 @@ FOLDERS = {
     "shmbroker/log/": (".py",),
     "shmbroker/wire/native/": (".py",),
     "shmbroker/control/": (".py",),
+    "shmbroker/control/groups/": (".py",),
     "shmbroker/client/": (".py",),
     "shmbroker/client/aio/": (".py",),
     "shmbroker/client/remote/": (".py",),
