@@ -41,10 +41,17 @@ class _Attached:
 class Sender(_Attached):
     """Sends the same values again and again, in the ways that are compared."""
 
-    def __init__(self, address: Address, topic: str, spec: ValueSpec, keyed: bool = False) -> None:
+    def __init__(
+        self,
+        address: Address,
+        topic: str,
+        spec: ValueSpec,
+        keyed: bool = False,
+        acks: str = "durable",
+    ) -> None:
         super().__init__(address)
         self._address = address
-        self.producer = self.client.producer()
+        self.producer = self.client.producer(acks=acks)
         self._topic, self._spec = topic, spec
         self._values = spec.make()
         self._keys = spec.make_keys() if keyed else []
@@ -60,7 +67,7 @@ class Sender(_Attached):
         return time.perf_counter() - began
 
     def spread(self, partitions: int) -> float:
-        """A `send_many` to each partition, until all are durable."""
+        """A `send_many` to each partition, until all are acknowledged."""
         parts = self.parts(partitions)
         send, topic = self.producer.send_many, self._topic
         began = time.perf_counter()

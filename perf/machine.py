@@ -7,12 +7,14 @@ import platform
 import shutil
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psutil
 
 import shmbroker
 from shmbroker.perf.devices.description import describe
+
+_PACKAGES: Final = ("cython", "pyzmq", "cramjam", "posix-ipc", "psutil")
 
 
 def pin_bench(cores: int) -> list[int]:
@@ -25,7 +27,6 @@ def pin_bench(cores: int) -> list[int]:
 
 def about(directory: Path) -> dict[str, Any]:
     """What the report says of the machine and of what runs on it."""
-    packages = ("cython", "pyzmq", "cramjam", "posix-ipc", "psutil")
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -37,8 +38,15 @@ def about(directory: Path) -> dict[str, Any]:
         **describe(directory),
         "python": platform.python_version(),
         "shmbroker": shmbroker.__version__,
-        "packages": {name: metadata.version(name) for name in packages if _installed(name)},
+        "packages": {name: metadata.version(name) for name in _PACKAGES if _installed(name)},
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what runs: the broker, the language, the kernel and the packages."""
+    found = {"shmbroker": shmbroker.__version__, "Python": platform.python_version(),
+             "Linux": platform.release()}  # fmt: skip
+    return found | {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
 
 
 def line(found: dict[str, Any]) -> str:
@@ -69,4 +77,4 @@ def _installed(name: str) -> bool:
     return True
 
 
-__all__ = ["about", "line", "pin_bench"]
+__all__ = ["about", "line", "pin_bench", "versions"]

@@ -39,13 +39,14 @@ _BARE: Final[dict[Kind, Extents]] = {"fresh": "fresh", "recycled": "written"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Figure:
+class Figure:
     """One row: which values, on which extents, and the share in bytes that is asked for."""
 
     text: str
     spec: ValueSpec
     kind: Kind
     least: float | None
+    config: str = ""  # the broker's
 
     @property
     def case(self) -> str:
@@ -63,7 +64,7 @@ class _Figure:
         more = _MORE_TRIES if self.kind == "recycled" else 1
         return dataclasses.replace(sizes.plan, tries=sizes.plan.tries * more)
 
-    def config(self) -> dict[str, int]:
+    def topic_config(self) -> dict[str, int]:
         """The topic's."""
         if self.kind == "fresh":
             return {}
@@ -91,17 +92,18 @@ class _Files:
         return len(new)
 
 
-def _measure(bench: Bench, figure: _Figure) -> Row:
+def measure(bench: Bench, figure: Figure) -> Row:
+    """The row of a figure: durable rounds between measurements of bare writes."""
     rates: dict[float, float] = {}  # bytes a second: records a second
     sent, spec = 0, figure.spec
     with (
-        bench.broker() as broker,
+        bench.broker(figure.config) as broker,
         RawDisk(bench.home) as disk,
         broker.connect() as client,
         Remote(Receiver, broker.address) as receiver,
         Remote(Sender, broker.address, _TOPIC, spec) as sender,
     ):
-        client.create_topic(_TOPIC, config=figure.config())
+        client.create_topic(_TOPIC, config=figure.topic_config())
         expected = sender.call("checksum")
         directories = [Path(p["directory"]) for p in client.status()["partitions"]]
         files = _Files(directories)
@@ -180,17 +182,17 @@ def _run_100(bench: Bench) -> list[Row]:
     plain = ValueSpec(bench.sizes.values)
     shuffled = ValueSpec(bench.sizes.values, shuffled=True)
     return [
-        _measure(bench, _Figure("send_many, 100 B, durable, recycled", plain, "recycled", 0.70)),
-        _measure(bench, _Figure("send_many, 100 B, durable, fresh", plain, "fresh", 0.70)),
-        _measure(bench, _Figure("the same, values shuffled", shuffled, "recycled", None)),
+        measure(bench, Figure("send_many, 100 B, durable, recycled", plain, "recycled", 0.70)),
+        measure(bench, Figure("send_many, 100 B, durable, fresh", plain, "fresh", 0.70)),
+        measure(bench, Figure("the same, values shuffled", shuffled, "recycled", None)),
     ]
 
 
 def _run_1k(bench: Bench) -> list[Row]:
     spec = ValueSpec(bench.sizes.values_1k, value_bytes=1024)
     return [
-        _measure(bench, _Figure("send_many, 1 KiB, durable, recycled", spec, "recycled", 0.90)),
-        _measure(bench, _Figure("send_many, 1 KiB, durable, fresh", spec, "fresh", 0.90)),
+        measure(bench, Figure("send_many, 1 KiB, durable, recycled", spec, "recycled", 0.90)),
+        measure(bench, Figure("send_many, 1 KiB, durable, fresh", spec, "fresh", 0.90)),
     ]
 
 
@@ -216,4 +218,4 @@ CASES: Final = (
     ),
 )
 
-__all__ = ["CASES"]
+__all__ = ["CASES", "Figure", "measure"]
