@@ -41,20 +41,19 @@ class _Attached:
 class Sender(_Attached):
     """Sends the same values again and again, in the ways that are compared."""
 
-    def __init__(
-        self,
-        address: Address,
-        topic: str,
-        spec: ValueSpec,
-        keyed: bool = False,
-        acks: str = "durable",
-    ) -> None:
+    def __init__(self, address: Address, topic: str, spec: ValueSpec, keyed: bool = False) -> None:
         super().__init__(address)
         self._address = address
-        self.producer = self.client.producer(acks=acks)
+        self.producer = self.client.producer()
         self._topic, self._spec = topic, spec
         self._values = spec.make()
         self._keys = spec.make_keys() if keyed else []
+
+    def turn_to(self, topic: str, acks: str) -> None:
+        """From now on the values go there, with a new producer."""
+        self.producer.close()
+        self.producer = self.client.producer(acks=acks)
+        self._topic = topic
 
     def checksum(self) -> int:
         """Of the values in the order in which they are sent."""

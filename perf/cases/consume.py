@@ -33,10 +33,10 @@ def _run(bench: Bench) -> list[Row]:
     return read(bench, ValueSpec(bench.sizes.values), _WAYS)
 
 
-def read(bench: Bench, spec: ValueSpec, ways: tuple[Way, ...]) -> list[Row]:
+def read(bench: Bench, spec: ValueSpec, ways: tuple[Way, ...], config: str = "") -> list[Row]:
     """Writes these values once, then reads them in each way; a row each."""
     rows = []
-    with bench.broker() as broker:
+    with bench.broker(config) as broker:
         with broker.connect() as client:
             client.create_topic(_TOPIC)
         with Remote(Sender, broker.address, _TOPIC, spec) as sender:

@@ -11,7 +11,9 @@ checksum is compared after each round.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,8 @@ _TOPIC: Final = "many"
 _LEAST_SEGMENT: Final = 4 << 20
 _SEGMENTS_KEPT: Final = 6  # at most, of a topic that recycles: sealed, active, next, and waiting
 _ROUNDS_A_SEGMENT: Final = 2
-_FILL_ROUNDS: Final = 16
+_FILL_ROUNDS: Final = 16  # at least …
+_FILL_S: Final = 10.0  # … and so long: small rounds are faster than the housekeeper
 #: Where the broker is as fast as its limit most rounds are above it and don't count. On fresh
 #: extents every try takes space for good, so there are fewer.
 _MORE_TRIES: Final = 4
@@ -169,8 +172,10 @@ def _median(values: list[float]) -> float:
 
 def _until_recycled(run: Callable[[], float], check: Callable[[], str | None]) -> None:
     """Rounds until so many in a row met no fresh file that one of them must have rolled."""
-    clean = 0
-    for _ in range(_FILL_ROUNDS):
+    clean, deadline = 0, time.monotonic() + _FILL_S
+    for n in itertools.count():
+        if n >= _FILL_ROUNDS and time.monotonic() > deadline:
+            break
         run()
         clean = 0 if check() else clean + 1
         if clean == _ROUNDS_A_SEGMENT + 1:

@@ -25,6 +25,7 @@ class Effort:
     sizes: Sizes
     fio: Fio
     margin_bytes: int = 2 << 30
+    settings: bool = True  # with the sweep over flush_depth and flush_max_bytes
 
     @property
     def round_bytes(self) -> int:
@@ -51,7 +52,7 @@ def _sizes(count: int, plan: Plan, raw_bytes: int, trips: int) -> Sizes:
 
 
 QUICK: Final = Effort(
-    "quick", _sizes(80_000, Plan(2, 1, 1), 8 * _MIB, 20), Fio(0.25, 1, 64 * _MIB)
+    "quick", _sizes(80_000, Plan(2, 1, 1), 8 * _MIB, 20), Fio(0.25, 1, 64 * _MIB), settings=False
 )
 ORDINARY: Final = Effort(
     "ordinary", _sizes(1_000_000, Plan(3, 1, 2), 64 * _MIB, 200), Fio(1.5, 2, 256 * _MIB)

@@ -71,7 +71,7 @@ def all_cases(effort: Effort) -> tuple[Case, ...]:
     def space(_sizes: Sizes) -> int:
         return effort.fio.file_bytes
 
-    return (Case("fio", "raw limits by fio", raw, space), *workloads.cases())
+    return (Case("fio", "raw limits by fio", raw, space), *workloads.cases(settings=effort.settings))
 
 
 def begun(options: Options) -> Results:

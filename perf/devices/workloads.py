@@ -8,9 +8,10 @@ of log, against bare durable writes right before and after the round.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,6 +30,8 @@ VALUE_BYTES: Final = (100, 1024, 16384)
 ACKS: Final = ("none", "memory", "durable")
 PARTITIONS: Final = (1, 4)
 _SETTINGS: Final = ((1, 1), (1, 4), (1, 16), (4, 4), (16, 1))  # flush_depth, MiB a write
+#: So that cold records are not in the ring, where a consumer would find them.
+_SMALL_RINGS: Final = '[memory]\nring_min_bytes = "256KiB"\nring_max_bytes = "256KiB"\n'
 _CONFIGS: Final = Path(__file__).resolve().parents[2] / "configs"
 _BARE: Final = "bare O_DIRECT durable writes, fresh extents"
 
@@ -41,10 +44,13 @@ class Produce:
     acks: str
     partitions: int
     name: str = "produce"
+    config: str = ""  # in words, where it is what is compared
 
     @property
     def case(self) -> str:
         """For machines."""
+        if self.config:
+            return self.name
         return f"{self.name}-{self.spec.value_bytes}-{self.acks}-{self.partitions}"
 
     @property
@@ -52,7 +58,8 @@ class Produce:
         """For people."""
         size = value_text(self.spec.value_bytes)
         many = "1 partition" if self.partitions == 1 else f"{self.partitions} partitions"
-        return f"send_many, {size}, acks {self.acks}, {many}"
+        text = f"send_many, {size}, acks {self.acks}, {many}"
+        return f"{text}: {self.config}" if self.config else text
 
 
 def value_text(nbytes: int) -> str:
@@ -66,8 +73,29 @@ def _spec(sizes: Sizes, value_bytes: int) -> ValueSpec:
     return ValueSpec(max(4, count // 4 * 4), value_bytes)
 
 
-def produce(bench: Bench, broker: Broker, wanted: Produce) -> Row:
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """A broker, and the processes that send the same values to it and read them back."""
+
+    broker: Broker
+    sender: Remote[Sender]
+    receiver: Remote[Receiver]
+
+
+@contextlib.contextmanager
+def rig(bench: Bench, spec: ValueSpec, config: str = "") -> Iterator[Rig]:
+    """All three, up; gone at the end."""
+    with (
+        bench.broker(config) as broker,
+        Remote(Receiver, broker.address) as receiver,
+        Remote(Sender, broker.address, "", spec) as sender,
+    ):
+        yield Rig(broker, sender, receiver)
+
+
+def produce(bench: Bench, on: Rig, wanted: Produce) -> Row:
     """The row; the topic is gone afterwards."""
+    sender, receiver = on.sender, on.receiver
     topic, spec, parts = wanted.case, wanted.spec, wanted.partitions
     rates: list[float] = []
     shares: list[float] = []
@@ -75,13 +103,9 @@ def produce(bench: Bench, broker: Broker, wanted: Produce) -> Row:
     durable = wanted.acks == "durable"
     plan = bench.sizes.plan
     bench.say(wanted.figure)
-    with (
-        RawDisk(bench.home) as disk,
-        broker.connect() as client,
-        Remote(Receiver, broker.address) as receiver,
-        Remote(Sender, broker.address, topic, spec, False, wanted.acks) as sender,
-    ):
+    with RawDisk(bench.home) as disk, on.broker.connect() as client:
         client.create_topic(topic, partitions=parts)
+        sender.call("turn_to", topic, wanted.acks)
         expected = dict(enumerate(sender.call("part_checksums", parts)))
 
         def log_bytes() -> int:
@@ -117,9 +141,9 @@ def produce(bench: Bench, broker: Broker, wanted: Produce) -> Row:
 def _produce_case(value_bytes: int) -> Case:
     def run(bench: Bench) -> list[Row]:
         spec = _spec(bench.sizes, value_bytes)
-        with bench.broker() as broker:
+        with rig(bench, spec) as on:
             return [
-                produce(bench, broker, Produce(spec, acks, partitions))
+                produce(bench, on, Produce(spec, acks, partitions))
                 for partitions in PARTITIONS
                 for acks in ACKS
             ]
@@ -160,16 +184,15 @@ def _settings(bench: Bench) -> list[Row]:
     ]
     rows = []
     for name, text, config in tried:
-        with bench.broker(config) as broker:
-            row = produce(bench, broker, Produce(spec, "durable", 4, f"settings-{name}"))
-        figure = f"1 KiB, durable, 4 partitions: {text}"
-        rows.append(dataclasses.replace(row, case=f"settings-{name}", figure=figure))
+        with rig(bench, spec, config) as on:
+            wanted = Produce(spec, "durable", 4, f"settings-{name}", text)
+            rows.append(produce(bench, on, wanted))
     return rows
 
 
 def _cold(bench: Bench) -> list[Row]:
     way = ("cold-1024", "catch-up from cold segments, 1 KiB, values()", "values", True, None)
-    return consume.read(bench, _spec(bench.sizes, 1024), (way,))
+    return consume.read(bench, _spec(bench.sizes, 1024), (way,), _SMALL_RINGS)
 
 
 def _space(sizes: Sizes) -> int:
@@ -183,14 +206,14 @@ def _extents_space(sizes: Sizes) -> int:
     return max(case.disk_bytes(sizes) for case in send_many.CASES)
 
 
-def cases() -> tuple[Case, ...]:
-    """In the order in which they run and are shown."""
+def cases(settings: bool) -> tuple[Case, ...]:
+    """In the order in which they run and are shown; `settings`: with the sweep over these."""
     one: Callable[[Bench], list[Row]] = durable_one.CASES[0].run
     return (
         *(_produce_case(value_bytes) for value_bytes in VALUE_BYTES),
         Case("extents", "O_DIRECT against the page cache, recycled against fresh", _extents,
              _extents_space),
-        Case("settings", "flush_depth and flush_max_bytes", _settings, _space),
+        *([Case("settings", "flush_depth and flush_max_bytes", _settings, _space)] * settings),
         Case("durable-one", "one durable record at a time", one, lambda _: 256 << 20),
         Case("cold", "catch-up from cold segments", _cold, _space),
     )  # fmt: skip

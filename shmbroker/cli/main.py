@@ -95,7 +95,8 @@ def _main(
 
 
 def _register() -> None:
-    from shmbroker.cli import backup, broker, config, consume, demo, doctor, log, produce, topic
+    from shmbroker.cli import backup, broker, config, consume, demo, doctor
+    from shmbroker.cli import log, perf, produce, topic
 
     app.command("up")(broker.up)
     app.command("down")(broker.down)
@@ -109,6 +110,7 @@ def _register() -> None:
     app.command("backup")(backup.backup)
     app.command("restore")(backup.restore)
     app.add_typer(config.app, name="config")
+    app.add_typer(perf.app, name="perf")
     _say_exit_codes(app)
 
 
