@@ -101,8 +101,9 @@ def _bars(
         bars = axis.bar(at, [each or 0.0 for each in found], width * 0.92,
                         color=COLOURS[n % len(COLOURS)], label=device.title,
                         hatch=_HATCH if device.modelled else None, edgecolor="white")  # fmt: skip
-        labels = ["-" if each is None else text(each) for each in found]
-        axis.bar_label(bars, labels, fontsize=7, padding=2)
+        labels = ["none" if each is None else text(each) for each in found]
+        for label in axis.bar_label(bars, labels, fontsize=7, padding=2):
+            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # over lines
     axis.set_xticks(range(len(cases)), [name for _, name in cases], fontsize=8)
     axis.margins(y=0.14)
 
@@ -149,7 +150,10 @@ def extents(results: Results) -> bytes | None:
         return None
     for axis, (cases, scale, title) in zip(axes, panels, strict=True):
         _bars(axis, results, cases, lambda d, c, s=scale: _median(d, c, s), _rate_text)
-        _log_y(axis, "MB/s (logarithmic)")
+        if cases is raw:
+            _log_y(axis, "MB/s (logarithmic)")
+        else:
+            axis.set_ylabel("MB/s of values")
         axis.set_title(title, fontsize=10)
     return _png(figure, axes[0])
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Final
 
+from shmbroker.perf import case
 from shmbroker.perf.case import Sizes
 from shmbroker.perf.devices import fio
 from shmbroker.perf.devices.fio import Fio
@@ -61,4 +63,12 @@ FULL: Final = Effort(
     "full", _sizes(5_000_000, Plan(5, 1, 3), 256 * _MIB, 1000), Fio(4.0, 3, 1024 * _MIB)
 )
 
-__all__ = ["FULL", "ORDINARY", "QUICK", "Effort"]
+#: For the tests.
+SMOKE: Final = Effort(
+    "smoke",
+    dataclasses.replace(case.SMOKE, values_1k=2_000),
+    Fio(0.05, 1, _MIB, (4 * fio.KIB,)),
+    margin_bytes=256 * _MIB,
+)
+
+__all__ = ["FULL", "ORDINARY", "QUICK", "SMOKE", "Effort"]

@@ -11,6 +11,7 @@
  * The bytes are in files of the directory below, in the page cache of its file system; nothing is
  * synced there. Locks (flock, fcntl) are the kernel's own. Runs in the foreground; SIGTERM, SIGINT
  * and the death of its parent unmount it, and a guard process does when this one is killed.
+ * There are no symbolic links in it.
  *
  * Built by model.py: cc -O2 hddfs.c -lfuse3. After libfuse's example passthrough_ll.c.
  */
@@ -20,7 +21,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
-#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
@@ -142,9 +142,6 @@ static void fs_mknod(fuse_req_t req, fuse_ino_t in, const char *name, mode_t mod
 static void fs_mkdir(fuse_req_t req, fuse_ino_t in, const char *name, mode_t mode) {
     made(req, in, name, mkdirat(fd_of(in), name, mode));
 }
-static void fs_symlink(fuse_req_t req, const char *to, fuse_ino_t in, const char *name) {
-    made(req, in, name, symlinkat(to, fd_of(in), name));
-}
 static void fs_link(fuse_req_t req, fuse_ino_t id, fuse_ino_t in, const char *name) {
     char path[32];
     made(req, in, name,
@@ -155,7 +152,9 @@ static void removed(fuse_req_t req, fuse_ino_t in, const char *name, int flags) 
     if (!result) names_changed(node_of(in)->inode);
     answer(req, result);
 }
-static void fs_unlink(fuse_req_t req, fuse_ino_t in, const char *name) { removed(req, in, name, 0); }
+static void fs_unlink(fuse_req_t req, fuse_ino_t in, const char *name) {
+    removed(req, in, name, 0);
+}
 static void fs_rmdir(fuse_req_t req, fuse_ino_t in, const char *name) {
     removed(req, in, name, AT_REMOVEDIR);
 }
@@ -168,17 +167,6 @@ static void fs_rename(fuse_req_t req, fuse_ino_t in, const char *name, fuse_ino_
     }
     answer(req, result);
 }
-static void fs_readlink(fuse_req_t req, fuse_ino_t id) {
-    char buffer[PATH_MAX + 1];
-    ssize_t got = readlinkat(fd_of(id), "", buffer, PATH_MAX);
-    if (got < 0) {
-        fuse_reply_err(req, errno);
-        return;
-    }
-    buffer[got] = 0;
-    fuse_reply_readlink(req, buffer);
-}
-
 static void fs_getattr(fuse_req_t req, fuse_ino_t id, info *fi) {
     struct stat st;
     (void)fi;
@@ -326,13 +314,6 @@ static void fs_fallocate(fuse_req_t req, fuse_ino_t id, int mode, off_t at, off_
     (void)id;
     answer(req, fallocate(fi->fh, mode, at, size));
 }
-static void fs_lseek(fuse_req_t req, fuse_ino_t id, off_t at, int whence, info *fi) {
-    (void)id;
-    off_t found = lseek(fi->fh, at, whence);
-    if (found < 0) fuse_reply_err(req, errno);
-    else fuse_reply_lseek(req, found);
-}
-
 static void fs_init(void *nothing, struct fuse_conn_info *connection) {
     (void)nothing;
     connection->max_write = MAX_WRITE;
@@ -342,12 +323,12 @@ static void fs_init(void *nothing, struct fuse_conn_info *connection) {
 
 static const struct fuse_lowlevel_ops operations = {
     .init = fs_init, .lookup = fs_lookup, .forget = fs_forget, .getattr = fs_getattr,
-    .setattr = fs_setattr, .readlink = fs_readlink, .mknod = fs_mknod, .mkdir = fs_mkdir,
-    .unlink = fs_unlink, .rmdir = fs_rmdir, .symlink = fs_symlink, .rename = fs_rename,
+    .setattr = fs_setattr, .mknod = fs_mknod, .mkdir = fs_mkdir,
+    .unlink = fs_unlink, .rmdir = fs_rmdir, .rename = fs_rename,
     .link = fs_link, .statfs = fs_statfs, .opendir = fs_opendir, .readdir = fs_readdir,
     .releasedir = fs_releasedir, .fsyncdir = fs_fsyncdir, .create = fs_create, .open = fs_open,
     .release = fs_release, .read = fs_read, .write = fs_write, .fsync = fs_fsync,
-    .fallocate = fs_fallocate, .lseek = fs_lseek,
+    .fallocate = fs_fallocate,
 };
 
 /* ---- the process ---- */

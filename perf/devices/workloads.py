@@ -31,7 +31,7 @@ ACKS: Final = ("none", "memory", "durable")
 PARTITIONS: Final = (1, 4)
 _SETTINGS: Final = ((1, 1), (1, 4), (1, 16), (4, 4), (16, 1))  # flush_depth, MiB a write
 #: So that cold records are not in the ring, where a consumer would find them.
-_SMALL_RINGS: Final = '[memory]\nring_min_bytes = "256KiB"\nring_max_bytes = "256KiB"\n'
+_SMALL_RINGS: Final = '[memory]\nring_min_bytes = "256KiB"\nring_max_bytes = "2MiB"\n'
 _CONFIGS: Final = Path(__file__).resolve().parents[2] / "configs"
 _BARE: Final = "bare O_DIRECT durable writes, fresh extents"
 
