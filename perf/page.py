@@ -23,7 +23,8 @@ table{border-collapse:collapse;width:100%;font-size:13px;margin:.6rem 0 1.6rem}
 th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
 td.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 img{max-width:100%;height:auto} figure{margin:1.2rem 0} figcaption{color:#555}
-code,pre{background:#f4f4f4;padding:.1rem .3rem;border-radius:3px} .model{color:#a33;font-weight:600}
+code,pre{background:#f4f4f4;padding:.1rem .3rem;border-radius:3px}
+.model{color:#a33;font-weight:600}
 """
 _CAVEATS: Final = (
     "Medians; spread is the smallest and the largest round. Rounds of a busy machine scatter: "

@@ -149,7 +149,11 @@ def extents(results: Results) -> bytes | None:
     if not any(device.row(case) for device in results.devices for case, _ in raw + broker):
         return None
     for axis, (cases, scale, title) in zip(axes, panels, strict=True):
-        _bars(axis, results, cases, lambda d, c, s=scale: _median(d, c, s), _rate_text)
+
+        def rate(device: DeviceResults, case: str, scale: float = scale) -> float | None:
+            return _median(device, case, scale)
+
+        _bars(axis, results, cases, rate, _rate_text)
         if cases is raw:
             _log_y(axis, "MB/s (logarithmic)")
         else:

@@ -1,4 +1,4 @@
-"""One case of a run: refused when space is short, stopped before the disk is full, failed by name."""
+"""One case of a run: refused when space is short, stopped before a disk is full, failed by name."""
 
 from __future__ import annotations
 

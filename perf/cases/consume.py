@@ -91,4 +91,4 @@ def _space(sizes: Sizes) -> int:
 
 CASES: Final = (Case("consume", "a local consumer, hot and cold", _run, _space),)
 
-__all__ = ["CASES", "read"]
+__all__ = ["CASES", "Way", "read"]

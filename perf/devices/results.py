@@ -87,14 +87,15 @@ def load(path: Path) -> Results:
         content = json.loads(path.read_text(encoding="utf-8"))
         if (content.pop("format"), content.pop("kind")) != (FORMAT, "devices"):
             raise Unusable(f"{path}: not the results of `shmbroker perf` of this version")
-        devices = [DeviceResults(**device) for device in content.pop("devices")]
-        for device in devices:
-            device.cases = {
-                name: [_row(row) for row in rows] for name, rows in device.cases.items()
-            }
+        devices = [_device(found) for found in content.pop("devices")]
         return Results(devices=devices, **content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unusable(f"{path}: not the results of `shmbroker perf`: {error!r}") from error
+
+
+def _device(found: dict[str, Any]) -> DeviceResults:
+    cases = {name: [_row(row) for row in rows] for name, rows in found.pop("cases").items()}
+    return DeviceResults(**found, cases=cases)
 
 
 def _row(found: dict[str, Any]) -> Row:

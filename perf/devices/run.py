@@ -71,7 +71,10 @@ def all_cases(effort: Effort) -> tuple[Case, ...]:
     def space(_sizes: Sizes) -> int:
         return effort.fio.file_bytes
 
-    return (Case("fio", "raw limits by fio", raw, space), *workloads.cases(settings=effort.settings))
+    return (
+        Case("fio", "raw limits by fio", raw, space),
+        *workloads.cases(settings=effort.settings),
+    )
 
 
 def begun(options: Options) -> Results:
@@ -138,9 +141,7 @@ def run(options: Options, console: Console) -> Results:
         signal.signal(signal.SIGTERM, term_before)
 
 
-def _case(
-    case: Case, home: Path, found: DeviceResults, options: Options, console: Console
-) -> None:
+def _case(case: Case, home: Path, found: DeviceResults, options: Options, console: Console) -> None:
     """Runs it unless its rows are there with values; the model is judged by its first rows."""
     if not any(row.values for row in found.cases.get(case.name, [])):
         console.print(found.title, style="bold", highlight=False, markup=False)

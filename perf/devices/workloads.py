@@ -191,7 +191,8 @@ def _settings(bench: Bench) -> list[Row]:
 
 
 def _cold(bench: Bench) -> list[Row]:
-    way = ("cold-1024", "catch-up from cold segments, 1 KiB, values()", "values", True, None)
+    figure = "catch-up from cold segments, 1 KiB, values()"
+    way: consume.Way = ("cold-1024", figure, "values", True, None)
     return consume.read(bench, _spec(bench.sizes, 1024), (way,), _SMALL_RINGS)
 
 

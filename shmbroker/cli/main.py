@@ -95,8 +95,18 @@ def _main(
 
 
 def _register() -> None:
-    from shmbroker.cli import backup, broker, config, consume, demo, doctor
-    from shmbroker.cli import log, perf, produce, topic
+    from shmbroker.cli import (
+        backup,
+        broker,
+        config,
+        consume,
+        demo,
+        doctor,
+        log,
+        perf,
+        produce,
+        topic,
+    )
 
     app.command("up")(broker.up)
     app.command("down")(broker.down)

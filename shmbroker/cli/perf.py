@@ -44,9 +44,7 @@ def perf(
     out: Annotated[
         Path, typer.Option("--out", help="Where results, page and pictures go.", metavar="DIR")
     ] = _OUT,
-    anew: Annotated[
-        bool, typer.Option("--anew", help="Replace the run that is in --out.")
-    ] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Replace the run that is in --out.")] = False,
 ) -> None:
     """Measure storage devices: what they are, their raw limits, the broker's share of these.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import mmap
 import os
 import signal
@@ -23,10 +24,10 @@ from typer.testing import CliRunner
 from waiting import eventually
 
 from shmbroker.cli.main import app
-from shmbroker.perf import core, page
+from shmbroker.perf import page
 from shmbroker.perf.broker import Broker, private_places
 from shmbroker.perf.case import Bench, Case
-from shmbroker.perf.devices import effort, run, workloads
+from shmbroker.perf.devices import effort, model, run, workloads
 from shmbroker.perf.devices.fio import Fio
 from shmbroker.perf.devices.model import BadModel, Hdd, ModelHdd, judge
 from shmbroker.perf.devices.results import FILE, Unusable, load
@@ -66,8 +67,8 @@ def mounted_below(directory: Path) -> bool:
 @needs_fuse
 @pytest.mark.parametrize("flag", [0, os.O_DIRECT], ids=["buffered", "direct"])
 def test_the_model_charges_bytes_seeks_and_rotations(tmp_path: Path, flag: int) -> None:
-    with ModelHdd(tmp_path, SLOW) as model, mmap.mmap(-1, 4 << 20) as block:
-        path = model.directory / "f"
+    with ModelHdd(tmp_path, SLOW) as disk, mmap.mmap(-1, 4 << 20) as block:
+        path = disk.directory / "f"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | flag)
 
         def put(at: int, size: int = 4096, how: int = 0) -> float:
@@ -85,8 +86,8 @@ def test_the_model_charges_bytes_seeks_and_rotations(tmp_path: Path, flag: int) 
             assert min(took_ms(lambda: os.fsync(fd)) for _ in range(5)) < 30  # nothing to do
             put(0)
             assert took_ms(lambda: os.fsync(fd)) >= 30
-            folder = os.open(model.directory, os.O_RDONLY)
-            os.rename(path, model.directory / "g")
+            folder = os.open(disk.directory, os.O_RDONLY)
+            os.rename(path, disk.directory / "g")
             assert took_ms(lambda: os.fsync(folder)) >= 50
             os.close(folder)
         finally:
@@ -98,8 +99,8 @@ def test_the_model_charges_bytes_seeks_and_rotations(tmp_path: Path, flag: int) 
 @needs_fuse
 def test_one_durable_write_pays_one_rotation_however_large(tmp_path: Path) -> None:
     hdd = Hdd(bytes_per_s=1e12, seek_ms=0, rotation_ms=200)
-    with ModelHdd(tmp_path, hdd) as model, mmap.mmap(-1, 8 << 20) as block:
-        fd = os.open(model.directory / "f", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+    with ModelHdd(tmp_path, hdd) as disk, mmap.mmap(-1, 8 << 20) as block:
+        fd = os.open(disk.directory / "f", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
         os.posix_fallocate(fd, 0, 8 << 20)
         took = took_ms(lambda: os.pwritev(fd, [block], 0, os.RWF_DSYNC))
         os.close(fd)
@@ -108,8 +109,8 @@ def test_one_durable_write_pays_one_rotation_however_large(tmp_path: Path) -> No
 
 @needs_fuse
 def test_the_model_is_a_file_system_that_a_broker_can_use(tmp_path: Path) -> None:
-    with ModelHdd(tmp_path, Hdd(1e12, 0, 0)) as model:
-        one, two = model.directory / "one", model.directory / "two"
+    with ModelHdd(tmp_path, Hdd(1e12, 0, 0)) as disk:
+        one, two = disk.directory / "one", disk.directory / "two"
         one.write_bytes(b"x" * 5000)
         fd = os.open(one, os.O_RDWR)
         inode = os.fstat(fd).st_ino
@@ -129,15 +130,15 @@ def test_the_model_is_a_file_system_that_a_broker_can_use(tmp_path: Path) -> Non
         assert os.fstat(fd).st_nlink == 2
         one.unlink()
         two.unlink()
-        assert list(model.directory.iterdir()) == []
+        assert list(disk.directory.iterdir()) == []
         assert os.fstat(fd).st_nlink == 0
         assert os.pread(fd, 2, 0) == b"yx"
         os.close(fd)
-        (model.directory / "a").mkdir()
+        (disk.directory / "a").mkdir()
         many = {f"{n:04}" for n in range(1000)}
         for name in many:
-            (model.directory / "a" / name).touch()
-        assert set(os.listdir(model.directory / "a")) == many
+            (disk.directory / "a" / name).touch()
+        assert set(os.listdir(disk.directory / "a")) == many
 
 
 def test_a_model_in_which_sequential_is_not_50_times_random_is_refused() -> None:
@@ -155,8 +156,7 @@ def test_a_run_on_a_model_without_seeks_ends_after_its_fio_rows(
     with pytest.raises(BadModel, match="must be 50"):
         run.run(run.Options((disk,), effort.SMOKE, tmp_path / "out"), quiet)
     assert list((tmp_path / "d").iterdir()) == []
-    saved = load(tmp_path / "out" / FILE)
-    assert list(saved.devices[0].cases) == []  # so the raw limits are measured anew next time
+    assert not (tmp_path / "out" / FILE).exists()  # the raw limits are measured anew next time
 
 
 @needs_fuse
@@ -169,14 +169,13 @@ def test_a_run_that_is_ended_unmounts_its_model(
 ) -> None:
     command = [sys.executable, "-m", "shmbroker.cli.main", "perf", "--quick", "--model-hdd"]
     process = subprocess.Popen(
-        [*command, "--ssd", str(tmp_path / "ssd"), "--out", str(tmp_path / "out")],
+        [*command, "--out", str(tmp_path / "ssd")],
         cwd=ROOT,
         env=isolated_env,
         stderr=subprocess.PIPE,
         text=True,
     )
-    # The model is the second device; a kill in the first leaves no model to look at.
-    model = run.Device("HDD", tmp_path / "ssd", Hdd())
+    place = run.Device("SSD", tmp_path / "ssd")
     assert process.stderr is not None
     with process.stderr:
         try:
@@ -186,8 +185,9 @@ def test_a_run_that_is_ended_unmounts_its_model(
         process.stderr.read()
     assert process.wait(30) == code
     eventually(lambda: not mounted_below(tmp_path), lambda: "still mounted")
-    with run.home_on(dataclasses.replace(model, model=None)) as home:
-        assert [path.name for path in (tmp_path / "ssd").iterdir()] == [home.name]
+    with run.home_on(place) as home:
+        left = {path.name for path in (tmp_path / "ssd").iterdir()}
+        assert left <= {home.name, FILE}
 
 
 @needs_fuse
@@ -223,13 +223,14 @@ def test_a_run_ends_with_rows_results_pictures_and_a_page(
     monkeypatch.setattr(effort, "QUICK", effort.SMOKE)
     of_broker = {case.name: case for case in workloads.cases(settings=False)}
     raw = run.all_cases(effort.SMOKE)[0]
-    chosen = (raw, of_broker["produce-100"], of_broker["cold"])
+    chosen = (raw, of_broker["produce-100"])
+    monkeypatch.setattr(workloads, "ACKS", ("memory", "durable"))
+    # Slow enough that the model keeps its ratio while other tests have the cores.
+    monkeypatch.setattr(model, "Hdd", functools.partial(Hdd, seek_ms=16.0))
     monkeypatch.setattr(run, "all_cases", lambda _effort: chosen)
     command = ["perf", "--ssd", str(tmp_path / "ssd"), "--model-hdd", "--quick"]
     out = tmp_path / "out"
     done = CliRunner().invoke(app, [*command, "--out", str(out)])
-    if "is refused: sequential" in done.output:  # this machine was busy: what was done is kept
-        done = CliRunner().invoke(app, [*command, "--out", str(out)])
     assert done.exit_code == 0, done.output
     results = load(out / FILE)
     assert results.finished_s
@@ -237,7 +238,7 @@ def test_a_run_ends_with_rows_results_pictures_and_a_page(
     assert (ssd.title, hdd.title) == ("SSD", "HDD (modelled)")
     for device in results.devices:
         assert {row.case for row in device.rows()} >= {
-            "fio-random-write-4k-sync", "produce-100-none-1", "produce-100-durable-4", "cold-1024",
+            "fio-random-write-4k-sync", "produce-100-memory-1", "produce-100-durable-4",
         }  # fmt: skip
         assert all(row.values and min(row.values) > 0 for row in device.rows())
         durable = device.row("produce-100-durable-1")
@@ -253,17 +254,18 @@ def test_a_run_ends_with_rows_results_pictures_and_a_page(
     assert "--anew" in again.output
 
 
-def test_extents_and_settings_are_measured_at_the_smallest_size(
+def test_extents_settings_and_catch_up_are_measured_at_the_smallest_size(
     tmp_path: Path, quiet: Console, isolated_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workloads, "_SETTINGS", ((1, 16),))
-    cases = tuple(c for c in workloads.cases(settings=True) if c.name in ("extents", "settings"))
+    monkeypatch.setattr(workloads, "_SETTINGS", ())
+    names = ("extents", "settings", "cold")
+    cases = tuple(c for c in workloads.cases(settings=True) if c.name in names)
     disk = run.Device("SSD", tmp_path / "d")
     options = run.Options((disk,), effort.SMOKE, tmp_path / "out", cases=cases)
     (found,) = run.run(options, quiet).devices
     assert [row.case for row in found.rows()] == [
         "extents-direct-recycled", "extents-direct-fresh", "extents-buffered-fresh",
-        "settings-depth1-16m", "settings-hdd", "settings-ssd",
+        "settings-hdd", "settings-ssd", "cold-1024",
     ]  # fmt: skip
     assert all(row.values for row in found.rows()), [row.note for row in found.rows()]
 
@@ -273,11 +275,16 @@ def test_direct_io_false_goes_through_the_page_cache(
 ) -> None:
     home = tmp_path / "home-of-it"
     home.mkdir()
-    with private_places(home), Broker(home, "[broker]\ndirect_io = false\n") as broker:
-        with broker.connect() as client:
-            client.create_topic("t")
-            client.producer().send("t", b"x").result(30)
-            assert {each["io_mode"] for each in client.status()["partitions"]} == {"buffered"}
+    config = "[broker]\ndirect_io = false\n"
+    with (
+        private_places(home),
+        Broker(home, config) as broker,
+        broker.connect() as client,
+        client.producer() as producer,
+    ):
+        client.create_topic("t")
+        producer.send("t", b"x").result(30)
+        assert {each["io_mode"] for each in client.status()["partitions"]} == {"buffered"}
 
 
 def _row(case: str) -> Row:
@@ -379,4 +386,3 @@ def test_full_says_the_time_and_the_space_that_it_needs() -> None:
     assert min(space.values()) > effort.FULL.margin_bytes
     quick, _ = run.needs(dataclasses.replace(options, effort=effort.QUICK))
     assert quick < 2 * 180 * 1.2
-    assert core.SMOKE.smoke
