@@ -225,6 +225,7 @@ def test_a_run_ends_with_rows_results_pictures_and_a_page(
     raw = run.all_cases(effort.SMOKE)[0]
     chosen = (raw, of_broker["produce-100"])
     monkeypatch.setattr(workloads, "ACKS", ("memory", "durable"))
+    monkeypatch.setattr(workloads, "PARTITIONS", (4,))
     # Slow enough that the model keeps its ratio while other tests have the cores.
     monkeypatch.setattr(model, "Hdd", functools.partial(Hdd, seek_ms=16.0))
     monkeypatch.setattr(run, "all_cases", lambda _effort: chosen)
@@ -238,10 +239,10 @@ def test_a_run_ends_with_rows_results_pictures_and_a_page(
     assert (ssd.title, hdd.title) == ("SSD", "HDD (modelled)")
     for device in results.devices:
         assert {row.case for row in device.rows()} >= {
-            "fio-random-write-4k-sync", "produce-100-memory-1", "produce-100-durable-4",
+            "fio-random-write-4k-sync", "produce-100-memory-4", "produce-100-durable-4",
         }  # fmt: skip
         assert all(row.values and min(row.values) > 0 for row in device.rows())
-        durable = device.row("produce-100-durable-1")
+        durable = device.row("produce-100-durable-4")
         assert durable is not None
         assert durable.ratio
     assert hdd.about["file_system"] == "fuse.hddfs"
