@@ -21,6 +21,7 @@ FOLDERS = {
     "shmbroker/cli/": (".py",),
     "perf/": (".py",),
     "perf/cases/": (".py",),
+    "perf/devices/": (".py", ".c", ".h"),
 }
 
 
