@@ -144,4 +144,4 @@ def write_json(path: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-__all__ = ["against", "Limit", "Row", "print_rows", "shown", "table", "write_json"]
+__all__ = ["Limit", "Row", "against", "print_rows", "shown", "table", "write_json"]

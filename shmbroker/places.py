@@ -150,9 +150,15 @@ class Places:
         if not self._too_long(path):
             return str(path)
         link = self._short_link()
-        if not os.path.lexists(link) and not path.exists():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        self._link()
+        if not os.path.lexists(
+            link
+        ):  # never made again where it was: the broker may just remove it
+            if path.exists():
+                self._link()
+            if not path.exists():  # it has gone, and would not know of our link
+                self.remove_short_link()
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        self._check_link()
         return str(link / name)
 
     def make_short_link(self) -> None:
@@ -171,6 +177,11 @@ class Places:
         _private_dir(link.parent)
         with contextlib.suppress(FileExistsError):
             link.symlink_to(self.runtime_dir)
+        self._check_link()
+
+    def _check_link(self) -> None:
+        """FileNotFoundError when it has gone meanwhile; ConfigError when it is another's."""
+        link = self._short_link()
         if os.readlink(link) != str(self.runtime_dir):
             raise ConfigError(
                 f"leads to {os.readlink(link)} and not to {self.runtime_dir}; remove it",
@@ -202,17 +213,6 @@ class Places:
     def _short_link(self) -> Path:
         digest = hashlib.sha256(os.fsencode(self.runtime_dir)).hexdigest()[:16]
         return _private_root(self.tmp_dir) / f"~{digest}"
-
-
-def instance_dirs(env: Mapping[str, str] | None = None, tmp_dir: Path = _TMP) -> list[Path]:
-    """The runtime directories of this user's instances, those without a broker included."""
-    runtime = _xdg(os.environ if env is None else env, "XDG_RUNTIME_DIR")
-    roots = [runtime / "shmbroker"] if runtime else []
-    found: list[Path] = []
-    for root in (*roots, _private_root(tmp_dir)):
-        with contextlib.suppress(OSError):
-            found += sorted(path for path in root.iterdir() if path.name[0] not in ".~")
-    return found
 
 
 def shm_prefix(data_dir_id: str, uid: int | None = None) -> str:

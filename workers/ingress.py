@@ -70,7 +70,7 @@ class Ingress:
             self._loop.watch(sock, lambda sock=sock: self._sessions.receive(sock))  # type: ignore[misc]
         if self._door.gate is not None:
             self._loop.watch(self._door.gate.socket, self._door.gate.answer)
-        self._loop.watch(self._relay.fd, self._sessions.settle)
+        self._loop.watch(self._relay.fd, lambda: self._sessions.settle(woken=True))
         self._acceptor.connect(self._spec.workers_address)
         self._acceptor.send(
             messages.encode_request("hello", 0, worker=self._spec.name, pid=os.getpid())

@@ -118,7 +118,7 @@ class Sessions:
         self._ticked = time.monotonic()
         self._logged = 0.0
         self.received_batches = self.received_bytes = 0
-        self.acknowledged = self.refused = self.strangers = self.dead = 0
+        self.acknowledged = self.refused = self.strangers = self.dead = self.unread = 0
 
     # --- what comes ---
 
@@ -126,20 +126,19 @@ class Sessions:
         """Everything that has come to a socket, up to a round, and the answers to it."""
         for _ in range(_ROUND):
             try:
-                frame = sock.recv(zmq.NOBLOCK, copy=False)
+                identity = sock.recv(zmq.NOBLOCK)
             except zmq.Again:
                 break
-            identity = frame.bytes
-            parts: list[Part] = []
-            while frame.more:
+            parts: list[Part] = [sock.recv(zmq.NOBLOCK)]
+            while sock.getsockopt(zmq.RCVMORE):
                 frame = sock.recv(zmq.NOBLOCK, copy=False)
                 parts.append(frame.bytes if len(frame) <= _SMALL_BYTES else frame.buffer)
             self._take(sock, identity, parts)
         self.settle()
 
-    def settle(self) -> None:
-        """What the relay has to say, told to those whom it concerns."""
-        taken = self._relay.take()
+    def settle(self, woken: bool = False) -> None:
+        """What the relay has to say, told to those whom it concerns. `woken`: its `fd` said so."""
+        taken = self._relay.take(woken)
         for tag in taken.left:
             self._left(tag)
         for tag, offset in taken.done:
@@ -282,6 +281,7 @@ class Sessions:
         try:
             peer.sock.send_multipart([peer.identity, *parts], zmq.NOBLOCK)
         except zmq.Again:
+            self.unread += 1
             self._forget(peer, "it does not read its answers")
         except zmq.ZMQError as error:
             self._forget(peer, f"it is gone ({error})")
@@ -333,13 +333,14 @@ class Sessions:
         peers = list(self._peers.values())
         waiting = [p for p in peers if any(p.held.values())]
         return {
-            "sessions": len(peers),
+            "connections": len(peers),
             "received_batches": self.received_batches,
             "received_bytes": self.received_bytes,
             "acknowledged": self.acknowledged,
             "refused": self.refused,
             "strangers": self.strangers,
             "dead": self.dead,
+            "unread": self.unread,
             "held_bytes": self._relay.held_bytes,
             "unsettled": self._relay.unsettled,
             "window_bytes": self.window_bytes,

@@ -193,6 +193,9 @@ class RemoteControl:
         client = self.sessions.get(request.optional("client", int), secret, key)
         if request.op == "heartbeat":
             answer({})
+        elif request.op == "goodbye":
+            self.sessions.forget(client)
+            answer({})
         else:
             self._requests.run(client, request, answer)
         if client.missed:

@@ -13,6 +13,7 @@ from shmbroker.perf.cases import (
     many_partitions,
     recovery,
     remote_consume,
+    remote_ingress,
     round_trip,
     send_loop,
     send_many,
@@ -36,6 +37,7 @@ ALL: Final[tuple[Case, ...]] = (
     *stream.CASES,
     *remote_consume.CASES,
     *many_partitions.CASES,
+    *remote_ingress.CASES,
 )
 
 __all__ = ["ALL"]

@@ -7,7 +7,6 @@ compared after each. Out: each batch of a consumer, as it comes, through `values
 
 from __future__ import annotations
 
-import statistics
 from typing import Final
 
 from shmbroker.perf.case import Bench, Case, Sizes, most_rounds, written

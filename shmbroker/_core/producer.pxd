@@ -26,6 +26,7 @@ cdef extern from "layout.h" nogil:
         SHMB_ACKS_NONE
         SHMB_ACKS_MEMORY
         SHMB_ACKS_DURABLE
+        SHMB_IN_FLIGHT_MAX
 
     struct shmb_slot:
         shmb_a32 slot_epoch
@@ -96,6 +97,8 @@ cdef extern from "ingress.h" nogil:
     bint shmb_ingress_dry(const shmb_ingress *g)
     shmb_wait shmb_wait_progress(shmb_receipts_head *back, shmb_a32 *word, uint64_t tail,
                                  uint64_t receipts, const shmb_waiter *w)
+    shmb_wait shmb_wait_room(const shmb_ingress *g, uint64_t tail, uint64_t receipts,
+                             const shmb_waiter *w)
     shmb_wait shmb_wait_receipt(shmb_receipts_head *back, shmb_a32 *word, uint64_t seq,
                                 const shmb_waiter *w)
     shmb_wait shmb_wait_durable(const shmb_slot *slot, shmb_a32 *word, uint64_t end,

@@ -63,6 +63,7 @@ cdef enum:
     FULL_BLOCK
     FULL_DROP
     FULL_RAISE
+IN_FLIGHT_MAX = int(SHMB_IN_FLIGHT_MAX)  # batches without a receipt, of one producer and partition
 cdef int64_t SAY_EVERY_NS = 1_000_000_000  # between two warnings of dropped records
 _DEFAULT_MAX_BYTES = 1048588  # Kafka's max.message.bytes
 _MANY_CPUS = (os.cpu_count() or 1) > 1

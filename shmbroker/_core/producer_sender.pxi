@@ -25,7 +25,8 @@ cdef class Sender:
         self.delivery_ns = delivery_timeout_ms * 1_000_000
         self.on_full = FULL.index(on_full)
         outlets.states.add(self)
-        metadata.listen(self)
+        if not foreign:  # who asks for each topic where it needs to
+            metadata.listen(self)
         interval = max(50, min(1000, linger_ms * 500))
         if interval < shmb_peek32(&shmb_tender.interval_us):
             shmb_poke32(&shmb_tender.interval_us, interval)
@@ -182,7 +183,7 @@ cdef class Sender:
             w.deadline_ns = deadline_ns
             w.spin_ns = SPIN_NS
             with nogil:
-                why = shmb_wait_progress(o.ring.back, o.ring.word, tail, receipts, &w)
+                why = shmb_wait_room(&o.ring, tail, receipts, &w)
             if not self.waited(why, lane, deadline_ns, False):
                 raise self.full(topic, lane)
         elif put == SHMB_PUT_BUSY:
@@ -263,10 +264,12 @@ cdef class Sender:
         """Warns of what was dropped since the last warning."""
         if self.unsaid:
             count, self.unsaid = self.unsaid, 0
-            _log.warning("%d records were dropped (on_full=\"drop\")%s", count, where)
+            were = "record was" if count == 1 else "records were"
+            _log.warning("%d %s dropped (on_full=\"drop\")%s", count, were, where)
 
     def places(self):
-        """Where the partitions are that were sent to: (topic, partition, writer, slot, slot epoch) each."""
+        """Where the partitions are that were sent to: (topic, partition, writer, slot, slot epoch, batches
+        without a receipt) each."""
         cdef Lanes topic
         cdef int32_t p
         cdef shmb_lane *lane
@@ -280,7 +283,8 @@ cdef class Sender:
                 for p in range(topic.partitions):
                     lane = topic.lanes[p]
                     if lane != NULL and <size_t>lane.out in writers:
-                        found.append((topic.name, p, writers[<size_t>lane.out], lane.slot_index, lane.slot_epoch))
+                        found.append((topic.name, p, writers[<size_t>lane.out], lane.slot_index,
+                                      lane.slot_epoch, lane.in_flight))
         return found
 
     def dropped(self):

@@ -40,7 +40,7 @@ def backup(
         return
     from shmbroker.workers import backup as work
 
-    client = connect(instance, data_dir, timeout)
+    client = connect(instance, data_dir, timeout, here=True)
     try:
         sources = work.sources_of(client)
         with _bar(work.total_bytes(sources)) as show:

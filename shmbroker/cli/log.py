@@ -222,7 +222,7 @@ def _live(
     """A running broker's data directory, and its partitions' durable ends: (base offset of a
     segment, position in it). (None, {}) where none answers."""
     try:
-        client = connect(instance, data_dir, 1.0)
+        client = connect(instance, data_dir, 1.0, here=True)
     except errors.ShmbrokerError:
         return None, {}
     try:

@@ -86,10 +86,21 @@ def configuration(where: Places, flags: Mapping[str, Any] | None = None) -> Load
     return load(where.config_file, flags=flags)
 
 
-def connect(instance: str | None, data_dir: Path | None, timeout: float) -> Client:
-    """An attached client, to be closed by the caller; NoBroker without a broker."""
+def connect(
+    instance: str | None, data_dir: Path | None, timeout: float, *, here: bool = False
+) -> Client:
+    """An attached client, to be closed by the caller; NoBroker without a broker.
+
+    NotSupported for a broker elsewhere, if the command needs its files `here`.
+    """
     import shmbroker
 
     client: Any = shmbroker.connect(instance, data_dir=data_dir, timeout=timeout)
     found: Client = client
+    if here and not hasattr(found.connection.attachment, "data_dir"):
+        found.close()
+        raise shmbroker.NotSupported(
+            f"this reads the broker's files, and the broker at {found.address} is elsewhere; "
+            "run it on the broker's host"
+        )
     return found

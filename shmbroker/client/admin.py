@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _REPEATABLE: Final = frozenset(
     {
         "metadata", "status", "partition_state", "init_producer", "open_ingress", "close_ingress",
-        "alter_topic", "delete_records",
+        "alter_topic", "delete_records", "heartbeat", "offsets",
     }
 )  # fmt: skip
 _SLOW_S: Final = 60.0  # for what waits on disks: topics made, altered and deleted
@@ -114,8 +114,9 @@ class Control:
         if self._socket is None:
             self._socket = process_context().socket(zmq.DEALER)
             self._socket.linger = 0
-            self._connection.prepare(self._socket)
-            self._socket.connect(self._connection.control_address)
+            address = self._connection.control_address
+            self._connection.prepare(self._socket, address)
+            self._socket.connect(address)
         return self._socket
 
     def reset(self) -> None:

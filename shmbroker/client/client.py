@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from shmbroker.client.admin import Admin
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     )
 
 V = TypeVar("V")
+_REMOTE_CONTROL = "remote-control"  # the Unix socket for programs that can't map shared memory
 
 
 class _Reading(TypedDict, total=False):
@@ -66,39 +68,46 @@ def connect(
     `instance`: its name or its address (`Client.address`), or where it listens
     ("tcp://host:9300", "ipc:///run/…/remote-control"); else SHMBROKER_INSTANCE, else "default".
     `data_dir` (else SHMBROKER_DATA_DIR) says which data directory a broker of this host must serve.
-    `timeout` (seconds) bounds attaching and each control request; `reconnect_s` is how long waits go
-    on after the broker went away.
+    `timeout` (seconds) bounds attaching and each control request; `reconnect_s` is how long waits
+    go on after the broker went away.
 
     Over the network: `token`, `token_file` (else SHMBROKER_TOKEN, else what this user's brokers on
     this host keep for their clients) or the directory `keys` (else SHMBROKER_KEYS) says who we are
     (docs/remote.md). Where the broker turns out to be one of this host and user, shared memory is
-    taken instead, unless `local` is false. Raises NoBroker; AuthenticationFailed; ConfigError.
+    taken instead, unless `local` is false; where the shared memory of a named one is not here (a
+    container that has only its runtime directory), its Unix sockets. Raises NoBroker;
+    AuthenticationFailed; ConfigError.
     """
-    asked = instance or os.environ.get("SHMBROKER_INSTANCE") or ""
-    if "://" in asked:
-        from shmbroker.client.remote.reach import reach
+    address = instance or os.environ.get("SHMBROKER_INSTANCE") or ""
+    if "://" not in address:
+        places = Places.find(instance, data_dir=data_dir)
+        beside = Path(places.runtime_dir, _REMOTE_CONTROL)
+        if local:
+            try:
+                return Client(_attach(places, data_dir, timeout, reconnect_s))
+            except NoBroker as error:
+                # The broker answered, and its shared memory is not here: as in a container.
+                if not isinstance(error.__cause__, FileNotFoundError) or not beside.exists():
+                    raise
+        address, local = f"ipc://{beside}", False
+    from shmbroker.client.remote.reach import reach
 
-        return Client(
-            reach(
-                asked,
-                token=token,
-                token_file=token_file,
-                keys=keys,
-                local=local,
-                timeout=timeout,
-                reconnect_s=reconnect_s,
-            )
+    return Client(
+        reach(
+            address,
+            token=token,
+            token_file=token_file,
+            keys=keys,
+            local=local,
+            timeout=timeout,
+            reconnect_s=reconnect_s,
         )
-    return Client(_attach(instance, data_dir, timeout, reconnect_s))
+    )
 
 
 def _attach(
-    instance: str | None,
-    data_dir: str | os.PathLike[str] | None,
-    timeout: float,
-    reconnect_s: float,
+    places: Places, data_dir: str | os.PathLike[str] | None, timeout: float, reconnect_s: float
 ) -> LocalConnection:
-    places = Places.find(instance, data_dir=data_dir)
     asked = data_dir
     if not places.is_address:  # an address says which broker it is, whatever the environment says
         asked = asked or os.environ.get("SHMBROKER_DATA_DIR")
@@ -175,7 +184,7 @@ class Client(Admin):
         value_serializer: Serializer | None = None,
         **options: Any,
     ) -> Producer:
-        """A producer; its options are Producer's: acks, compression, linger_ms, max_block_ms …
+        """A producer; its options are Producer's: acks, compression, linger_ms, on_full …
 
         `partitioner(topic, key, partitions)` chooses where no partition is named; the serializers
         make buffers of what is sent as key and value (None stays None). What they raise comes as

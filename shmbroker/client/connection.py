@@ -1,15 +1,15 @@
 """A process's attachment to one broker: whether it is there, and what ends waits when it is not.
 
-Owns: `epoch` and what follows from it, and the one daemon thread, the watcher, in which a Connection
-notices that the broker went and finds it again. How it does, and where park words, tables and rings
-are, is its subclasses': on this host they are mapped (`local_connection.py`), of a broker elsewhere
-they are this process's own (`remote/connection.py`). Producers and consumers of this process share
-one Connection, and see no difference.
+Owns: `epoch` and what follows from it, and the one daemon thread, the watcher, in which a
+Connection notices that the broker went and finds it again. How it does, and where park words,
+tables and rings are, is its subclasses': on this host they are mapped (`local_connection.py`), of a
+broker elsewhere they are this process's own (`remote/connection.py`). Producers and consumers of
+this process share one Connection, and see no difference.
 
 How a wait ends when the broker dies. `epoch` is a word of this process, even while attached, odd
 while not. The watcher raises it first and then wakes every park word, so a C wait does: arm, fence,
-look at its condition and at `epoch`, sleep. It returns to Python when `epoch` is no longer what it was
-when the wait began; Python calls `attached()`, which blocks until the broker is back or raises
+look at its condition and at `epoch`, sleep. It returns to Python when `epoch` is no longer what it
+was when the wait began; Python calls `attached()`, which blocks until the broker is back or raises
 BrokerGone. After that everything mapped may be new: readers compare `epoch` and fetch `park` and
 `table()` again (what is unchanged keeps its Mapping).
 
@@ -85,6 +85,8 @@ class Connection:
     """See the module. Every method is thread-safe."""
 
     park: Mapping  # the park words, writable
+    ring_bytes: int = 1 << 20  # of an ingress ring, before a batch needs a larger one
+    batch_bytes: int = 128 << 10  # of a batch under load; 64 to 256 KiB measure alike
     attachment: Any  # an Identity, with what else the subclass's broker tells
 
     def __init__(self, *, timeout: float, reconnect_s: float) -> None:
@@ -133,8 +135,8 @@ class Connection:
         """Of the control channel, as ZeroMQ writes it."""
         raise NotImplementedError
 
-    def prepare(self, sock: zmq.Socket[bytes]) -> None:
-        """Sets what a socket to the broker needs before it connects."""
+    def prepare(self, sock: zmq.Socket[bytes], endpoint: str) -> None:
+        """Sets what a socket to the broker needs before it connects there."""
 
     def table(self, writer: int) -> Mapping:
         """The table of a writer, mapped."""
@@ -162,7 +164,7 @@ class Connection:
         raise NotImplementedError
 
     def _hang_up(self) -> None:
-        """The broker is gone, or we are: drops what leads to it. On the watcher's thread, or after it."""
+        """The broker is gone, or we are: drops what leads to it. In the watcher, or after it."""
         raise NotImplementedError
 
     def _find_again(self, deadline: float) -> bool:
@@ -296,10 +298,18 @@ class Connection:
     # --- the watcher's thread ------------------------------------------------------------------
 
     def _watch(self) -> None:
-        while self._until_gone():
-            self._become_gone()
-            if not self._return():
-                return
+        try:
+            while self._until_gone():
+                self._become_gone()
+                if not self._return():
+                    return
+        except Exception:
+            _log.exception("the watcher of %s failed; this is a bug", self.broker)
+            if not self.epoch.value & 1:
+                self._become_gone()
+            with self._changed:
+                self._lost = True
+            self.notify()
 
     def _told(self, event: dict[str, Any]) -> None:
         if event.get("event") == "closing":

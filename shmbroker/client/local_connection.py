@@ -44,7 +44,7 @@ class LocalConnection(Connection):
             self.park = self._map("p", shm.KIND_PARK, writable=True)
         except (OSError, ValueError) as error:
             self._socket.close()
-            raise NoBroker(places.instance, str(places.runtime_dir), str(error)) from None
+            raise NoBroker(places.instance, str(places.runtime_dir), str(error)) from error
         self._begin()
 
     @property

@@ -151,8 +151,10 @@ def gone(connection: _Connection) -> Callable[[Spot], PartitionPressure] | None:
 
 def pressure_of(sender: Sender, outlets: Outlets, source: PressureSource) -> Pressure:
     """Of every partition that a producer has sent to. Raises ForkedError, ClosedError."""
-    spots = [Spot(*place) for place in sender.places()]
-    levels, limits = source.look(spots), source.limits
+    from shmbroker._core.producer import IN_FLIGHT_MAX  # not for who only consumes
+
+    flying = {Spot(*place[:5]): place[5] for place in sender.places()}
+    levels, limits = source.look(flying), source.limits
     names = {(s.writer, s.slot): level for s, level in levels.items()}
     rings = outlets.standing()
     found = {}
@@ -160,6 +162,7 @@ def pressure_of(sender: Sender, outlets: Outlets, source: PressureSource) -> Pre
         ring = rings.get(spot.writer)
         if ring is not None:
             level = _behind_ring(level, spot, ring, names, limits)
+            level = _behind_own(level, flying[spot], IN_FLIGHT_MAX, limits)
         found[TopicPartition(spot.topic, spot.partition)] = level
     return Pressure(found)
 
@@ -174,11 +177,7 @@ def _behind_ring(
     used, capacity, flying, places, front = ring
     fill = max(used / capacity if capacity else 0.0, flying / places if places else 0.0)
     level = replace(level, ingress_fill=round(min(1.0, fill), 4))
-    state: State = "ok"
-    if 100 * fill >= limits.hard_fill_percent:
-        state = "hard"
-    elif 100 * fill >= limits.soft_fill_percent:
-        state = "soft"
+    state = _of_fill(fill, limits)
     if STATES.index(state) <= level.rank:
         return level
     reason = (
@@ -194,6 +193,28 @@ def _behind_ring(
     elif level.reason:
         reason += f"; {level.reason}"
     return replace(level, state=state, cause="ingress", reason=reason)
+
+
+def _behind_own(
+    level: PartitionPressure, flying: int, most: int, limits: Thresholds
+) -> PartitionPressure:
+    """A producer has so many batches on their way to a partition at most, whatever the ring."""
+    fill = flying / most
+    if fill > (level.ingress_fill or 0.0):
+        level = replace(level, ingress_fill=round(fill, 4))
+    state = _of_fill(fill, limits)
+    if STATES.index(state) <= level.rank:
+        return level
+    reason = f"{flying} of {most} batches of this producer are on their way to it, unanswered"
+    if level.reason:
+        reason += f"; {level.reason}"
+    return replace(level, state=state, cause="ingress", reason=reason)
+
+
+def _of_fill(fill: float, limits: Thresholds) -> State:
+    if 100 * fill >= limits.hard_fill_percent:
+        return "hard"
+    return "soft" if 100 * fill >= limits.soft_fill_percent else "ok"
 
 
 __all__ = [

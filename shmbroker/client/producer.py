@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 Acks = Literal["durable", "memory", "none"]
 Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 OnFull = Literal["block", "drop", "raise"]
-BATCH_BYTES: Final = 128 * 1024  # 64 to 256 KiB measure alike
 _LARGEST_BATCH_BYTES: Final = 32 << 20
 
 _outlets: weakref.WeakKeyDictionary[Connection, Outlets] = weakref.WeakKeyDictionary()
@@ -46,7 +45,7 @@ def outlets_of(connection: Connection) -> Outlets:
     """The rings of a connection: its counters are in `Outlets.counters()`."""
     found = _outlets.get(connection)
     if found is None:
-        found = _outlets.setdefault(connection, Outlets(connection))
+        found = _outlets.setdefault(connection, Outlets(connection, connection.ring_bytes))
     return found
 
 
@@ -59,7 +58,7 @@ def sender_of(
     max_block_ms: int,
     delivery_timeout_ms: int,
     idempotent: bool,
-    batch_bytes: int,
+    batch_bytes: int | None,
     on_full: OnFull,
 ) -> Sender:
     """What a producer with these options sends by; TypeError or ValueError names a wrong one."""
@@ -69,6 +68,7 @@ def sender_of(
     _within("linger_ms", linger_ms, 0, 60_000)
     _within("max_block_ms", max_block_ms, 0, 1 << 40)
     _within("delivery_timeout_ms", delivery_timeout_ms, 1, 1 << 40)
+    batch_bytes = client.connection.batch_bytes if batch_bytes is None else batch_bytes
     _within("batch_bytes", batch_bytes, 128, _LARGEST_BATCH_BYTES)
     return Sender(
         client.connection,
@@ -98,7 +98,7 @@ class Producer(ProducerBase):
         max_block_ms: int = 60_000,
         delivery_timeout_ms: int = 120_000,
         idempotent: bool = True,
-        batch_bytes: int = BATCH_BYTES,
+        batch_bytes: int | None = None,
         on_full: OnFull = "block",
     ) -> None:
         """`acks`: when a record counts as sent: "durable" on stable storage, "memory" appended (it
@@ -106,7 +106,8 @@ class Producer(ProducerBase):
         `linger_ms`: how long a record may wait for others while the writer is busy; when it is not,
         nothing waits. `max_block_ms`: how long send() blocks while the ring is full.
         `delivery_timeout_ms`: how long result() and flush() wait without a timeout of their own.
-        `idempotent`: resends are never appended twice. `batch_bytes`: a batch's size under load.
+        `idempotent`: resends are never appended twice. `batch_bytes`: a batch's size under
+        load (128 KiB, to a broker elsewhere 512 KiB).
         `on_full`: what send() does while the ring is full: "block"; "raise" BufferFull at once; or
         "drop" the record, count it in dropped(), and return a receipt that is settled as failed.
         """

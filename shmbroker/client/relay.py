@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     from shmbroker.client.connection import Connection
     from shmbroker.client.metadata import Metadata, TopicInfo
 
-RING_BYTES: Final = (
-    4 << 20
-)  # as much as the broker gives for speed; larger batches get a larger one
+RING_BYTES: Final = 4 << 20  # all that the broker gives for speed; a larger batch gets a larger one
 RING_SLOTS: Final = 1024  # frames of all producers together without a receipt
 _IDLE_S: Final = 60.0  # after which a producer's way into a topic is forgotten
 _RETRY_S: Final = 0.1  # between two attempts to ask a broker that is gone
@@ -152,18 +150,19 @@ class Relay:
         if way is None:
             way = self._ways[key] = _Way(topic_id, producer_id)
         size = len(batch)
-        entry = _Entry(way, partition, batch, size, acks, base_sequence, tag)
         self.held_bytes += size
         self.unsettled += 1
-        self._route(entry)
+        self._route(_Entry(way, partition, batch, size, acks, base_sequence, tag))
 
-    def take(self) -> Taken:
-        """What has happened since; to be called when `fd` is readable, and after a round of `put`.
-
-        Of batches with the same producer and partition that are acknowledged, in their order."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.fd)
-        for what, why in self._mailbox.take():
+    def take(self, woken: bool = False) -> Taken:
+        """What has happened since; to be called after a round of `put`, and when `fd` is readable
+        (`woken`). Of batches with the same producer and partition, outcomes are in their order."""
+        mailed = self._mailbox.take()
+        if mailed or woken:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self.fd)
+            mailed += self._mailbox.take()  # whose word may be the one just read
+        for what, why in mailed:
             if type(what) is core.RelayedBatch:
                 offset, error = what.outcome(why)
                 self._settle(what.tag, offset, error)
@@ -305,11 +304,26 @@ class Relay:
     def _ask(self, entry: _Entry) -> None:
         way = entry.way
         waiting = way.asking.get(entry.partition)
-        if waiting is None:
-            way.asking[entry.partition] = deque((entry,))
-            self._questions.put((way, entry.partition, entry.size))
-        else:
+        if waiting is not None:
             waiting.append(entry)
+            return
+        way.asking[entry.partition] = deque((entry, *self._behind(entry)))
+        self._questions.put((way, entry.partition, entry.size))
+
+    def _behind(self, first: _Entry) -> list[_Entry]:
+        """Takes what is of the same producer and partition out of the lines: it may be another
+        writer's by the time of the answer, and is to stay in its place."""
+        found = []
+        for line in self._lines.values():
+            mine = [e for e in line.entries if e.way is first.way and e is not first
+                    and e.partition == first.partition]  # fmt: skip
+            if mine:
+                found += mine
+                gone = set(mine)
+                kept = [entry for entry in line.entries if entry not in gone]
+                line.entries.clear()
+                line.entries.extend(kept)
+        return found
 
     def _answered(self, answer: _Answer) -> None:
         way = answer.way

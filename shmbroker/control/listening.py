@@ -18,6 +18,7 @@ from shmbroker.addresses import format_tcp, is_loopback
 from shmbroker.config import ListenSection, LoadedConfig, Places
 from shmbroker.control.keys import KeyDirectory, read_secret
 from shmbroker.control.ports import NAMES, ListenFile, Ports, resolve
+from shmbroker.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,7 @@ def _keys_for(places: Places, loaded: LoadedConfig) -> KeyDirectory | None:
     keys = key_directory(places, listen)
     if keys.is_complete:
         read_secret(keys.secret)
+        check_certificate(keys)
         return keys
     if listen.insecure:
         return None
@@ -166,6 +168,23 @@ def _keys_for(places: Places, loaded: LoadedConfig) -> KeyDirectory | None:
     )
 
 
+def check_certificate(keys: KeyDirectory) -> None:
+    """ConfigError if no reader could use the certificate and its key."""
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            keys.certificate, keys.certificate_key
+        )
+    except (ssl.SSLError, OSError) as error:
+        why = getattr(error, "reason", None) or error.strerror or str(error)
+        raise ConfigError(
+            f"can't be used with {keys.certificate_key.name}: {why}; remove both and run: "
+            "shmbroker keys generate",
+            file=str(keys.certificate),
+        ) from None
+
+
 def key_directory(places: Places, listen: ListenSection) -> KeyDirectory:
     """Where the keys of an instance are: `listen.keys`, or beside its configuration."""
     return KeyDirectory(Path(listen.keys).expanduser() if listen.keys else places.keys_dir)
@@ -176,6 +195,7 @@ __all__ = [
     "Listening",
     "NetworkSpec",
     "TlsFiles",
+    "check_certificate",
     "key_directory",
     "plan_listening",
 ]

@@ -51,6 +51,7 @@ WAITS: Final = {
     "segment": "for the next segment file, or its space",
     "opening": "for the partition to be recovered",
 }
+_SOON: Final = 5  # a batch that has waited for this part of stalled_ms: soft; less is a new ring
 _FORGET_S: Final = 1.0  # a state that nobody has looked at for longer says nothing any more
 _OF_STATE: Final[dict[str, tuple[State, str]]] = {
     "no_space": ("hard", "the disk is full; it goes on by itself when there is room"),
@@ -70,7 +71,7 @@ class Thresholds:
     hard_fill_percent: int  # hard from here on
     margin_percent: int  # so far below a limit the fill must fall before the state does
     slow_write_ms: int  # soft while the mean write takes so long
-    stalled_ms: int  # hard when a batch has waited, or nothing has become durable, for so long
+    stalled_ms: int  # hard when a batch has waited, or nothing become durable, so long; see _SOON
     calm_ms: int  # so long a better state must last before it counts
 
     @classmethod
@@ -171,7 +172,7 @@ def judge(
         return Verdict("hard", "waiting", f"a batch waits {waits}, for {about_s(blocked_s)} now")
     if percent >= limits.soft_fill_percent - margin_percent:
         return Verdict("soft", "filling", _filling(sample, unsynced, percent))
-    if waits and blocked_s > 0:
+    if waits and blocked_s >= limit_s / _SOON:
         return Verdict("soft", "waiting", f"a batch waits {waits}")
     if unsynced > 0 and sample.write_ns >= limits.slow_write_ms * 1_000_000:
         return Verdict("soft", "slow_writes", (

@@ -72,6 +72,10 @@ class RemoteClients:
         known.heard_s = self._clock()
         return known
 
+    def forget(self, client: RemoteClient) -> None:
+        """It has said goodbye."""
+        self.clients.pop(client.client, None)
+
     def forget_silent(self) -> list[RemoteClient]:
         """Drops those that have not been heard for too long; returns them."""
         before = self._clock() - self._dead_s

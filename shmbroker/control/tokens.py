@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from shmbroker.addresses import ANY_HOST, is_loopback, parse_tcp
-from shmbroker.places import Places
+from shmbroker.places import DEFAULT_INSTANCE, Places
 
 _IPC: Final = "ipc://"
 _TOKEN_BYTES_MAX: Final = 256
@@ -33,7 +33,7 @@ def find_token(address: str, env: Mapping[str, str] | None = None) -> str | None
         asked = parse_tcp(address)
     except ValueError:
         return None
-    root = Places.find(env=env).runtime_dir.parent
+    root = Places.find(DEFAULT_INSTANCE, env=env).runtime_dir.parent
     with contextlib.suppress(OSError):
         for directory in sorted(root.iterdir()):
             if any(_serves(endpoint, asked) for endpoint in _control(directory)):

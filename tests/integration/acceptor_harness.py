@@ -119,6 +119,7 @@ class Broker:
         peer = self.peer()
         pids = [p["pid"] for p in peer.ask("status")["processes"]]
         peer.close()
+        eventually(lambda: peer.ok["client"] not in self.clients(), "the hang-up is not heard")
         pidfds = [os.pidfd_open(pid) for pid in pids if pid]
         os.kill(self.pid, signal.SIGKILL)
         for pidfd in pidfds:
@@ -146,6 +147,11 @@ class Broker:
         """Every request that a fake writer got."""
         path = self.places.data_dir / "fake.log"
         return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def clients(self) -> list[int]:
+        """Whom it would know again after a kill."""
+        content = json.loads((self.places.runtime_dir / "clients.json").read_text())
+        return [entry["client"] for entry in content["clients"]]
 
     def objects(self) -> set[str]:
         """What is in shared memory of this data directory, by suffix."""

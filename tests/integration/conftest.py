@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -22,12 +23,14 @@ from shmbroker.places import Places
 
 _READY_S = 20.0
 _STOP_S = 40.0
+_LISTEN = {"SHMBROKER_LISTEN_ADDRESS": "tcp://127.0.0.1:0", "SHMBROKER_LISTEN_UNIX": "true"}
 
 
 class Broker:
     """`shmbroker up` in a session of its own, which `stop` and `kill9` end whole."""
 
-    def __init__(self, env: dict[str, str], root: Path, config: str) -> None:
+    def __init__(self, env: dict[str, str], root: Path, config: str, reach: str = "local") -> None:
+        self.reach = reach  # how `client` gets there
         self.instance = f"test-{uuid.uuid4().hex[:8]}"
         self.env = env | {"SHMBROKER_INSTANCE": self.instance}
         self.places = Places.find(self.instance, env=self.env)
@@ -112,8 +115,17 @@ class Broker:
             self.stop()
         self.start()
 
+    @property
+    def address(self) -> str:
+        """Where it listens for those whose `reach` is "tcp" or "ipc"."""
+        told = json.loads((self.places.runtime_dir / "broker.json").read_text())
+        ends: list[str] = told["listen"]["control"]
+        return next(end for end in ends if end.startswith(self.reach))
+
     def client(self, **options: Any) -> Client:
-        """A client of it in this process."""
+        """A client of it in this process, by `reach`."""
+        if self.reach != "local":
+            return connect(self.address, local=False, **options)
         return connect(self.instance, **options)
 
     def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -156,9 +168,24 @@ def broker_config() -> str:
 
 
 @pytest.fixture
-def broker(isolated_env: dict[str, str], tmp_path: Path, broker_config: str) -> Iterator[Broker]:
+def reach() -> str:
+    """How `broker.client()` gets there: "local"; "ipc" or "tcp" for a remote connection."""
+    return "local"
+
+
+@pytest.fixture
+def broker_of() -> type[Broker]:
+    """For a test that starts it itself: `finish` ends it."""
+    return Broker
+
+
+@pytest.fixture
+def broker(
+    isolated_env: dict[str, str], tmp_path: Path, broker_config: str, reach: str
+) -> Iterator[Broker]:
     """A running broker; `SHMBROKER_INSTANCE` is not set in this process, so name its instance."""
-    made = Broker(isolated_env, tmp_path, broker_config)
+    listens = {} if reach == "local" else _LISTEN
+    made = Broker(isolated_env | listens, tmp_path, broker_config, reach)
     made.start()
     try:
         yield made

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from shmbroker.client.client import Client
 
 
+@pytest.fixture(params=["local", "tcp"])
+def reach(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @contextlib.asynccontextmanager
 async def producing(client: Client, **options: Any) -> AsyncIterator[Producer]:
     bridge = Bridge(asyncio.get_running_loop())

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 import zmq
-from ingress_rig import IngressProcess, Remote, Topic, again
+from cutting_proxy import CuttingProxy
+from hosts import other_host
+from ingress_rig import IngressProcess, Remote, Topic, again, context_at
 from waiting import eventually
 
 from shmbroker import errors
@@ -21,6 +23,7 @@ from shmbroker.client.client import Client
 from shmbroker.config import ListenSection
 from shmbroker.control.keys import KeyDirectory, new_pair, read_pair, write_pair
 from shmbroker.control.listening import CurveFiles
+from shmbroker.wire.native import ingress_messages
 from shmbroker.wire.native.ingress_messages import (
     Acks,
     Closing,
@@ -196,6 +199,43 @@ def test_a_killed_writer_loses_doubles_and_reorders_nothing(
     assert ingress.ask("status")["dead"] == 0
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_connections_cut_in_the_middle_of_a_batch_lose_double_and_reorder_nothing(
+    client: Client, context: Context, make: Made, seed: int
+) -> None:
+    ingress = make(tcp=True)
+    assert ingress.spec.tcp is not None
+    proxy = CuttingProxy(ingress.spec.tcp, up=(5_000, 200_000), down=(100, 2_000), seed=seed)
+    load = Load(client, context, proxy.address)
+
+    def calm() -> None:
+        proxy.calm = proxy.cuts >= 20
+
+    load.run(200, calm, 100)
+    load.close()
+    proxy.close()
+    assert proxy.cuts >= 20
+
+
+@pytest.mark.root
+def test_a_cable_that_is_cut_is_noticed_and_mended_it_loses_nothing(
+    client: Client, make: Made
+) -> None:
+    with other_host() as there, context_at(there) as context:
+        listen = ListenSection(heartbeat_ms=100, dead_ms=600)
+        ingress = make(tcp=True, host=there.here, listen=listen)
+        load = Load(client, context, ingress.address)
+
+        def cut() -> None:
+            there.cut()
+            eventually(lambda: ingress.ask("status")["connections"] == 0, lambda: None)
+            there.mend()
+
+        load.run(100, cut, 2)
+        load.close()
+        assert ingress.ask("status")["dead"] >= len(load.remotes)
+
+
 def test_a_full_ring_throttles_who_sends_there_and_nobody_else(
     broker: Any, client: Client, context: Context, make: Made
 ) -> None:
@@ -347,7 +387,7 @@ def test_strangers_and_garbage_are_refused_and_cost_nobody_anything(
     assert not good.refused
     assert len(good.offsets) == 30
     status = ingress.ask("status")
-    assert status["sessions"] == 1
+    assert status["connections"] == 1
     assert status["strangers"] > 100
     for sock in (*strangers, old, huge):
         sock.close(0)
@@ -370,6 +410,27 @@ def test_sending_without_credit_ends_the_session_and_no_other(
     greedy.close()
 
 
+def test_who_does_not_read_its_answers_blocks_nobody(
+    client: Client, context: Context, make: Made
+) -> None:
+    client.create_topic("t")
+    ingress, topic = make(), Topic.of(client, "t")
+    good = Remote(context, ingress.address, new_id(client)).open()
+    deaf = context.socket(zmq.DEALER)
+    deaf.linger, deaf.rcvhwm, deaf.sndhwm = 0, 1, 0
+    deaf.connect(ingress.address)
+    (stale,) = ingress_messages.encode(Heartbeat(), 12345)
+    for _ in range(60_000):  # each is answered by HelloAgain, until nothing takes that any more
+        deaf.send(stale)
+    for _ in range(50):
+        good.produce(topic)
+    good.settled()
+    assert len(good.offsets) == 50
+    eventually(lambda: ingress.ask("status")["unread"] > 0, lambda: ingress.ask("status"))
+    deaf.close(0)
+    good.close()
+
+
 def test_a_silent_peer_is_forgotten_and_a_living_one_is_not(
     client: Client, context: Context, make: Made
 ) -> None:
@@ -382,7 +443,7 @@ def test_a_silent_peer_is_forgotten_and_a_living_one_is_not(
     silent.settled()
     living.until(lambda: ingress.ask("status")["dead"] == 1)
     assert sum(isinstance(event, Heartbeat) for event in living.events) >= 2
-    assert ingress.ask("status")["sessions"] == 1
+    assert ingress.ask("status")["connections"] == 1
     silent.produce(topic)  # it finds out, and goes on
     silent.until(lambda: any(isinstance(event, HelloAgain) for event in silent.events))
     silent.settled()
@@ -406,7 +467,7 @@ def test_what_a_producer_sent_before_it_vanished_is_appended(
             remote.socket.send_multipart(remote.codec.send(Goodbye()))
         remote.socket.close(linger=5000)
     assert len(read(client, "t", 60)) == 60
-    eventually(lambda: ingress.ask("status")["sessions"] == 0, lambda: ingress.ask("status"))
+    eventually(lambda: ingress.ask("status")["connections"] == 0, lambda: ingress.ask("status"))
 
 
 def test_stopping_says_closing_and_answers_what_has_come(
@@ -435,7 +496,7 @@ def test_no_more_sessions_than_are_allowed(client: Client, context: Context, mak
     with pytest.raises(errors.QuotaExceeded, match="max_connections"):
         third.until(lambda: False)
     remotes[0].socket.send_multipart(remotes[0].codec.send(Goodbye()))
-    eventually(lambda: ingress.ask("status")["sessions"] == 1, lambda: None)
+    eventually(lambda: ingress.ask("status")["connections"] == 1, lambda: None)
     fourth = Remote(context, ingress.address).open()
     for remote in (*remotes, third, fourth):
         remote.close()

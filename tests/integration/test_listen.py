@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import socket
 import stat
@@ -19,7 +18,7 @@ from remote_peer import RemotePeer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from acceptor_harness import HERE, LIMIT_S, REPOSITORY, Broker, broker_at, eventually
+from acceptor_harness import HERE, REPOSITORY, Broker, broker_at, eventually
 
 from shmbroker import errors
 from shmbroker.config import Places
@@ -296,156 +295,3 @@ def test_a_second_ctrl_c_ends_front_ends_at_once(broker: Broker) -> None:
     began = time.monotonic()
     assert broker.down(signal.SIGINT) == 130
     assert time.monotonic() - began < 5
-
-
-# Control
-
-
-def test_hello_tells_where_all_is_and_needs_the_token(broker: Broker) -> None:
-    broker.up(address=ANYWHERE)
-    address = listen_of(broker)["control"][0]
-    with RemotePeer(address) as peer:
-        for wrong in ({}, {"token": ""}, {"token": "0" * 32}, {"token": "\U0001f600"}):
-            error = peer.refused("hello", **wrong)
-            assert (error["code"], error["name"]) == (58, "AuthenticationFailed")
-        assert peer.refused("metadata", client=1, secret="")["code"] == 42
-        assert peer.refused("status", client=1, token="")["code"] == 42
-        assert peer.refused("hello", token=5)["code"] == 42
-        told = peer.hello(token_of(broker))
-        assert told["ingress"] == listen_of(broker)["ingress"]
-        assert told["data_token"] == front_log(broker)[-1]["token"]
-        assert "data_certificate" not in told
-        assert (told["heartbeat_ms"], told["dead_ms"]) == (3000, 9000)
-        identity = json.loads((broker.places.data_dir / "datadir.json").read_text())
-        assert told["data_dir_id"] == identity["data_dir_id"]
-        assert told["runtime_dir"] == str(broker.places.runtime_dir)
-        assert peer.ask("heartbeat") == {}
-        peer.ask("create_topic", name="ticks", partitions=2)
-        assert set(peer.ask("metadata", topics=None)["topics"]) == {"ticks"}
-        assert listen_of(broker)["hellos_refused"] == 4
-        (shown,) = listen_of(broker)["clients"]
-        assert (shown["name"], shown["over"], shown["key"]) == ("peer", "tcp", None)
-        with RemotePeer(address) as thief:
-            assert thief.refused("heartbeat", client=told["client"], secret="x" * 32)["code"] == 42
-
-
-def test_what_means_this_host_is_refused_to_programs_elsewhere(broker: Broker) -> None:
-    broker.up(address=ANYWHERE)
-    with RemotePeer(listen_of(broker)["control"][0]) as peer:
-        peer.hello(token_of(broker))
-        for op, args in (
-            ("open_ingress", {"writer": 0, "capacity": 1, "slots": 1}),
-            ("close_ingress", {"ingress": 1}),
-            ("shutdown", {}),
-        ):
-            assert peer.refused(op, **args)["name"] == "AuthorizationFailed"
-        assert peer.ask("heartbeat") == {}
-
-
-def test_an_old_or_unknown_version_is_a_clear_error(broker: Broker) -> None:
-    broker.up(address=ANYWHERE)
-    with RemotePeer(listen_of(broker)["control"][0]) as peer:
-        token = token_of(broker)
-        error = peer.refused("hello", min=2, max=3, token=token)
-        assert error["code"] == 35
-        assert "versions 2 to 3 of control and the broker 1" in error["message"]
-        assert peer.refused("hello", v=0, token=token)["code"] == 35
-        assert peer.hello(token, max=7)["version"] == 1
-
-
-def test_a_silent_client_is_forgotten_and_a_speaking_one_is_not(broker: Broker) -> None:
-    broker.up(address=ANYWHERE, heartbeat_ms=100, dead_ms=400)
-    address = listen_of(broker)["control"][0]
-    with RemotePeer(address) as silent, RemotePeer(address) as speaking:
-        silent.hello(token_of(broker))
-        speaking.hello(token_of(broker))
-
-        def only_one() -> bool:
-            speaking.ask("heartbeat")
-            return len(listen_of(broker)["clients"]) == 1
-
-        eventually(only_one, "the silent one is still there")
-        assert silent.refused("heartbeat")["code"] == 42
-        again = silent.hello(token_of(broker), **silent.who)
-        assert again["claimed"] is False
-
-
-def test_a_client_that_comes_back_is_known_and_its_events_follow_it(broker: Broker) -> None:
-    broker.up(address=ANYWHERE)
-    address = listen_of(broker)["control"][0]
-    with RemotePeer(address) as first:
-        told = first.hello(token_of(broker))
-        first.ask("create_topic", name="ticks", partitions=1)
-        with RemotePeer(address) as second:
-            second.who = first.who
-            again = second.hello(token_of(broker))
-            assert (again["client"], again["claimed"]) == (told["client"], True)
-            first.ask("alter_topic", name="ticks", config={"retention.ms": 1000})
-            assert second.event()["names"] == ["ticks"]
-            first.ask("delete_topic", name="ticks")
-            assert second.event() == {"v": 1, "event": "topics", "names": ["ticks"]}
-            assert broker.down() == 0
-            assert second.event() == {"v": 1, "event": "closing"}
-
-
-def test_a_restart_of_the_broker_is_answered_by_a_new_hello(broker: Broker) -> None:
-    broker.up(address=ANYWHERE)
-    before = listen_of(broker)
-    with RemotePeer(before["control"][0]) as peer:
-        peer.hello(token_of(broker))
-        broker.kill()
-        broker.up(address=ANYWHERE)
-        now = listen_of(broker)
-        assert [now[n] for n in NAMES] == [before[n] for n in NAMES]
-        assert peer.refused("heartbeat")["code"] == 42
-        assert peer.hello(token_of(broker))["claimed"] is False
-        assert peer.ask("metadata", topics=None)["topics"] == {}
-
-
-def test_no_more_clients_than_are_allowed(broker: Broker) -> None:
-    broker.up(address=ANYWHERE, max_connections=1)
-    address = listen_of(broker)["control"][0]
-    with RemotePeer(address) as first, RemotePeer(address) as second:
-        first.hello(token_of(broker))
-        error = second.refused("hello", token=token_of(broker))
-        assert error["name"] == "QuotaExceeded"
-        assert "listen.max_connections" in error["message"]
-
-
-def test_garbage_on_the_control_port_hurts_nobody(broker: Broker) -> None:
-    broker.up(address=ANYWHERE)
-    address = listen_of(broker)["control"][0]
-    port = int(address.rpartition(":")[2])
-    seed = random.randrange(1 << 32)
-    print("seed", seed)
-    dice = random.Random(seed)
-    with RemotePeer(address) as good:
-        good.hello(token_of(broker))
-        greeting = bytes.fromhex("ff00000000000000017f0300" + b"NULL".hex() + "00" * 48)
-        for _ in range(60):  # bytes that are no ZeroMQ, or stop being any
-            with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as raw:
-                begin = (
-                    greeting[: dice.randrange(len(greeting) + 1)] if dice.random() < 0.6 else b""
-                )
-                raw.sendall(begin + dice.randbytes(dice.randrange(200)))
-        whole = b'{"v":1,"id":7,"op":"hello","min":1,"max":1,"token":"x"}'
-        with RemotePeer(address) as bad:
-            for _ in range(300):  # whole messages of ZeroMQ that are no request
-                kind = dice.randrange(5)
-                if kind == 0:
-                    bad.send(dice.randbytes(dice.randrange(300)))
-                elif kind == 1:
-                    bad.send(whole[: dice.randrange(len(whole))])
-                elif kind == 2:
-                    bad.send(*[dice.randbytes(3) for _ in range(dice.randrange(2, 6))])
-                elif kind == 3:
-                    at = dice.randrange(len(whole))
-                    bad.send(whole[:at] + dice.randbytes(1) + whole[at + 1 :])
-                else:
-                    bad.send(b'{"v":1,"op":' + b"[" * dice.randrange(20_000))
-        with RemotePeer(address) as huge:  # longer than any request: cut off unread
-            huge.send(b'{"v":1,"id":1,"op":"' + b"x" * (2 << 20) + b'"}')
-            assert huge.receive(0.3) is None
-        assert good.ask("heartbeat") == {}
-        assert good.ask("status")["state"] == "running"
-    assert len(listen_of(broker)["clients"]) == 1

@@ -167,6 +167,18 @@ def test_a_secret_that_others_can_read_is_refused(broker: Broker, keys: KeyDirec
         broker.up(address=BEYOND)
 
 
+def test_a_certificate_that_no_reader_could_use_is_refused(
+    broker: Broker, keys: KeyDirectory
+) -> None:
+    other = KeyDirectory(keys.path / "other")
+    other.generate()
+    keys.certificate_key.write_bytes(other.certificate_key.read_bytes())
+    for _ in range(2):
+        with pytest.raises(errors.ConfigError, match=r"tls.crt: can't be used with tls.key"):
+            broker.up(address=BEYOND)
+        keys.certificate.write_text("no certificate")
+
+
 def test_garbage_in_the_directory_lets_nobody_in_and_stops_nothing(
     broker: Broker, keys: KeyDirectory
 ) -> None:

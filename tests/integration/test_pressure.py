@@ -87,7 +87,8 @@ def test_a_slow_disk_throttles_its_producers_who_can_say_why(
         with client.producer() as producer, other.producer() as idle:
             for one in (producer, idle):
                 one.send("t", b"first").result(5)
-            assert (producer.pressure().state, heard("t").state) == ("ok", "ok")
+            eventually(lambda: producer.pressure().state == "ok", producer.pressure)
+            eventually(lambda: heard("t").state == "ok", lambda: heard("t"))
             disk.slow(400)
             stop = threading.Event()
             thread = flood(producer, "t", stop)
@@ -202,7 +203,7 @@ def test_a_dead_writer_is_told_of_at_once_and_comes_back(slow_broker: Any, hear:
         heard = hear(client)
         with client.producer() as producer:
             producer.send("t", b"first").result(5)
-            assert heard("t").state == "ok"
+            eventually(lambda: heard("t").state == "ok", lambda: heard("t"))
             (writer,) = slow_broker.workers()
             writer.send_signal(signal.SIGSTOP)
             eventually(lambda: heard("t").cause == "writer", lambda: heard("t"))

@@ -30,6 +30,7 @@ def values(client: Client, topic: str) -> list[bytes | None]:
     return found
 
 
+@pytest.mark.parametrize("reach", ["local", "ipc", "tcp"])
 def test_every_way_to_send_arrives_in_order(broker: Broker) -> None:
     with broker.client() as client:
         client.create_topic("one", partitions=1)
@@ -55,6 +56,7 @@ def test_compressed_batches_come_back(broker: Broker, compression: str) -> None:
         assert values(client, "packed") == sent
 
 
+@pytest.mark.parametrize("reach", ["local", "tcp"])
 def test_a_record_that_needs_a_larger_ring_arrives(broker: Broker) -> None:
     with broker.client() as client:
         client.create_topic("big", partitions=1, config={"max.message.bytes": 4 << 20})
@@ -66,6 +68,7 @@ def test_a_record_that_needs_a_larger_ring_arrives(broker: Broker) -> None:
         assert values(client, "big") == [b"before", big, b"after"]
 
 
+@pytest.mark.parametrize("reach", ["local", "tcp"])
 def test_a_deleted_topic_is_unknown_at_the_next_send(broker: Broker) -> None:
     with broker.client() as client:
         client.create_topic("gone", partitions=1)
@@ -79,6 +82,7 @@ def test_a_deleted_topic_is_unknown_at_the_next_send(broker: Broker) -> None:
             assert producer.send_and_wait("gone", b"again", timeout=5).offset == 0
 
 
+@pytest.mark.parametrize("reach", ["local", "tcp"])
 def test_records_outlive_kill_9_of_everything_under_load(broker: Broker) -> None:
     with broker.client() as client:
         client.create_topic("load", partitions=2)
@@ -112,6 +116,7 @@ def test_records_outlive_kill_9_of_everything_under_load(broker: Broker) -> None
             assert mine == sorted(mine)
 
 
+@pytest.mark.parametrize("reach", ["local", "ipc"])
 def test_records_go_on_after_an_orderly_restart(broker: Broker) -> None:
     with broker.client() as client:
         client.create_topic("again", partitions=1)
@@ -150,6 +155,7 @@ def test_a_ring_that_a_killed_writer_had_made_and_not_put_in_is_in_nobody_s_way(
             assert producer.send_and_wait("stray", b"fine", timeout=10).offset == 0
 
 
+@pytest.mark.parametrize("reach", ["local", "tcp"])
 def test_waits_end_with_broker_gone_when_it_stays_away(broker: Broker) -> None:
     with broker.client(reconnect_s=0.5) as client:
         client.create_topic("away", partitions=1)

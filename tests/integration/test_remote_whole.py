@@ -64,7 +64,13 @@ def topic_of(peer: RemotePeer, name: str) -> Topic:
 
 
 def plain_of(told: dict[str, Any]) -> socket.socket:
-    return socket.create_connection(parse_tcp(told["data"][0]), LIMIT_S)
+    endpoint = str(told["data"][0])
+    if endpoint.startswith("unix://"):
+        made = socket.socket(socket.AF_UNIX)
+        made.settimeout(LIMIT_S)
+        made.connect(endpoint.removeprefix("unix://"))
+        return made
+    return socket.create_connection(parse_tcp(endpoint), LIMIT_S)
 
 
 def consumer_of(told: dict[str, Any]) -> StreamConsumer:
@@ -79,9 +85,8 @@ def read_all(told: dict[str, Any], topic: Topic, until: int) -> list[bytes]:
     return [value or b"" for value in decode_values(raw)]
 
 
-def test_records_go_in_by_ingress_and_come_out_of_a_stream(
-    broker: Broker, context: zmq.Context[zmq.Socket[bytes]]
-) -> None:
+def go_round(broker: Broker, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    """Records in by ingress, out of a stream, and what is said of both."""
     listen = listen_of(broker)
     address = listen["control"][0]
     with RemotePeer(address) as peer:
@@ -103,10 +108,33 @@ def test_records_go_in_by_ingress_and_come_out_of_a_stream(
             consumer.subscribe(topic.id.hex(), offset=60)
             found = {w["name"]: w for w in listen_of(broker)["workers"]}
             assert found["reader-0"]["connections"] == 1
+            assert found["ingress-0"]["sessions"] == 1
             shown = broker.run("status").stdout
-            assert f"listening, with a token: control {address}; ingress tcp://127.0.0.1:" in shown
-            assert "1 clients; ingress-0 ready" in shown
+            assert (
+                f"listening, with a token: control {address}; ingress {told['ingress'][0]}" in shown
+            )
+            assert "1 clients; ingress-0 ready with 1 sessions, reader-0 ready with 1" in shown
         producer.close()
+
+
+def test_records_go_in_by_ingress_and_come_out_of_a_stream(
+    broker: Broker, context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
+    go_round(broker, context)
+
+
+class TestUnixSockets:
+    """For containers that share the runtime directory."""
+
+    @pytest.fixture
+    def broker_config(self) -> str:
+        return "[listen]\nunix = true\nreaders = 2\n"
+
+    def test_the_same_over_unix_sockets(
+        self, broker: Broker, context: zmq.Context[zmq.Socket[bytes]]
+    ) -> None:
+        go_round(broker, context)
+        assert len(listen_of(broker)["data"]) == 2
 
 
 @pytest.mark.parametrize("role", ["ingress", "reader", "writer"])

@@ -1,4 +1,4 @@
-"""An ingress process of the test's own beside a real broker, and remote producers over real sockets.
+"""An ingress process of the test's own beside a real broker; remote producers over real sockets.
 
 The test stands in for the acceptor: it binds the workers' socket, and asks `status` and `stop`.
 `Remote` is a client without threads: the sans-IO codec over a DEALER, stepped by the test.
@@ -7,10 +7,12 @@ The test stands in for the acceptor: it binds the workers' socket, and asks `sta
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+from hosts import OtherHost
 
 from shmbroker import errors
 from shmbroker._core.batch import encode_values
@@ -41,6 +44,7 @@ from shmbroker.workers.lifecycle import run_worker
 
 TOKEN = b"the token of this test"
 PATIENCE_S = 20.0
+_CLONE_NEWNET = 0x40000000
 
 
 def free_port() -> int:
@@ -64,6 +68,7 @@ class IngressProcess:
         tmp_path: Path,
         *,
         tcp: bool = False,
+        host: str = "127.0.0.1",
         curve: CurveFiles | None = None,
         listen: ListenSection | None = None,
     ) -> None:
@@ -81,7 +86,7 @@ class IngressProcess:
             runtime_dir=Path(client.address),
             data_dir=client.connection.attachment.data_dir,
             workers_address=address,
-            tcp=("127.0.0.1", free_port()) if tcp else None,
+            tcp=(host, free_port()) if tcp else None,
             unix_path=None if tcp else tmp_path / "ingress",
             token=TOKEN,
             tls=None,
@@ -96,7 +101,7 @@ class IngressProcess:
     def address(self) -> str:
         """For DEALERs."""
         if self.spec.tcp is not None:
-            return f"tcp://127.0.0.1:{self.spec.tcp[1]}"
+            return "tcp://{}:{}".format(*self.spec.tcp)
         return f"ipc://{self.spec.unix_path}"
 
     def start(self) -> None:
@@ -147,6 +152,23 @@ class IngressProcess:
         self._context.destroy(linger=0)
 
 
+def context_at(host: OtherHost) -> zmq.Context[zmq.Socket[bytes]]:
+    """A context whose connections begin at another host: its I/O thread is there."""
+    made: list[zmq.Context[zmq.Socket[bytes]]] = []
+
+    def make() -> None:
+        with open(f"/var/run/netns/{host.name}") as namespace:
+            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+        made.append(zmq.Context())
+        made[0].socket(zmq.PAIR).close()  # with the first socket its threads begin
+
+    thread = threading.Thread(target=make)  # it alone is there, and what it starts
+    thread.start()
+    thread.join()
+    return made[0]
+
+
 @dataclass
 class Topic:
     """What a remote producer knows of a topic."""
@@ -172,6 +194,7 @@ class Remote:
         *,
         records: int = 3,
         padding: int = 0,
+        token: Callable[[], bytes] = lambda: TOKEN,
         before_connect: Callable[[zmq.Socket[bytes]], None] | None = None,
     ) -> None:
         self.codec = IngressClient()
@@ -182,7 +205,7 @@ class Remote:
             before_connect(self.socket)
         self.socket.connect(address)
         self.producer_id, self.records, self.padding = producer_id, records, padding
-        self.epoch = 0
+        self.epoch, self.token = 0, token
         self.sequences: dict[tuple[bytes, int], int] = {}
         self.correlation = 0
         self.offsets: dict[int, int] = {}  # by correlation, of what was acknowledged
@@ -195,9 +218,9 @@ class Remote:
         """Without a word."""
         self.socket.close(0)
 
-    def greet(self, token: bytes = TOKEN) -> None:
+    def greet(self, token: bytes | None = None) -> None:
         """Says Hello."""
-        self._say(self.codec.send(Hello(token, "a test")))
+        self._say(self.codec.send(Hello(token or self.token(), "a test")))
 
     def _say(self, parts: Parts) -> None:
         self._said = time.monotonic()

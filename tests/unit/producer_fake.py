@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from shmbroker._core import shm
+from shmbroker.client.connection import Connection
 from shmbroker.client.local_connection import LocalConnection
 from shmbroker.client.metadata import Metadata
 from shmbroker.errors import BrokerGone, ClosedError, ForkedError, TimedOut
@@ -204,6 +205,8 @@ class Broker:
 
 class FakeConnection:
     """What a Sender uses of client.connection.Connection."""
+
+    ring_bytes, batch_bytes = Connection.ring_bytes, Connection.batch_bytes
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker

@@ -18,7 +18,7 @@ import pytest
 from consumer_fakes import FakeBroker
 
 from shmbroker._core import shm
-from shmbroker.client import connection as connection_module
+from shmbroker.client import local_connection as connection_module
 from shmbroker.client.client import Client, connect
 from shmbroker.client.local_connection import LocalConnection
 from shmbroker.errors import (

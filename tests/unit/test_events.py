@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -105,8 +107,10 @@ def test_who_comes_late_hears_how_it_is_at_once(station: Station) -> None:
     station.tell("soft")
     heard = station.hearing()
     assert (state(heard), heard.complete) == ("ok", False)
+    assert heard.look([SPOT])[SPOT].cause == "unknown"
     station.until(lambda: state(heard) == "soft", "nothing was heard")
     assert heard.complete
+    assert heard.look([Spot("t", 1, 0, 0, 0)]).popitem()[1].cause == "none"
     station.tell("hard")
     station.until(lambda: state(heard) == "hard", "the change was not heard")
 
@@ -196,6 +200,18 @@ def test_rubbish_on_the_channel_is_nothing(station: Station, rubbish: bytes) -> 
     stranger.send(rubbish)
     heard = station.hearing()
     station.until(lambda: heard.receive() is not None and heard.complete, "not heard")
+
+
+def test_strangers_on_the_port_are_nothing(station: Station) -> None:
+    host, port = station.tcp.removeprefix("tcp://").split(":")
+    rng = random.Random(7)
+    for n in range(40):
+        with socket.create_connection((host, int(port))) as stranger:
+            greeting = b"\xff\0\0\0\0\0\0\0\1\x7f\3\1NULL" if n % 2 else b"GET / HTTP/1.1\r\n\r\n"
+            stranger.sendall(greeting + rng.randbytes(rng.randrange(2_000)))
+        station.turn(0.005)
+    right = station.hearing(station.tcp, secret=SECRET)
+    station.until(lambda: right.receive() is not None and right.complete, "not heard")
 
 
 def test_a_subscription_that_ends_is_served_no_more(station: Station) -> None:

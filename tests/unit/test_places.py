@@ -155,3 +155,27 @@ def test_shared_memory_names_bear_the_user_and_the_data_directory() -> None:
     assert prefix.startswith("/shmb-7-")
     assert len(prefix) == len("/shmb-7-") + 8
     assert prefix != shm_prefix("1" * 32, uid=7)
+
+
+def test_a_short_link_that_the_broker_removes_meanwhile_is_not_made_again(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path = tmp_path_factory.mktemp("t")
+    runtime = tmp_path / ("r" * 120)
+    runtime.mkdir()
+    places = find(tmp_path, XDG_RUNTIME_DIR=str(runtime))
+    places.make_runtime_dir()
+    places.make_short_link()
+    (places.runtime_dir / "attach").touch()
+    lexists = os.path.lexists
+
+    def seen_for_the_last_time(path: Path) -> bool:
+        found = lexists(path)
+        places.remove_runtime_dir()
+        return found
+
+    monkeypatch.setattr(os.path, "lexists", seen_for_the_last_time)
+    with pytest.raises(FileNotFoundError):
+        places.socket_path("attach")
+    monkeypatch.undo()
+    assert not [p for p in tmp_path.rglob("*") if p.is_symlink()]

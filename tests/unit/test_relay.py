@@ -1,4 +1,4 @@
-"""The relay against a fake writer: whole batches of producers elsewhere, in order, never waiting."""
+"""The relay against a fake writer: whole batches of others, in order, without ever blocking."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class Rig:
         """Takes what there is, after its eventfd said so."""
         poller = select.poll()
         poller.register(self.relay.fd, select.POLLIN)
-        poller.poll(wait_s * 1000)
-        taken = self.relay.take()
+        woken = bool(poller.poll(wait_s * 1000))
+        taken = self.relay.take(woken)
         self.left += taken.left
         for tag, offset in taken.done:
             assert tag not in self.done
@@ -337,3 +337,23 @@ def test_memory_that_is_no_batch_is_refused_at_once(rig: Rig) -> None:
     with pytest.raises(errors.InvalidRecord):
         rig.put(b"x" * 60)
     assert rig.relay.unsettled == 0
+
+
+def test_a_partition_that_moves_while_its_batches_wait_keeps_their_order(broker: Broker) -> None:
+    rig = Rig(broker, chained=False)
+    try:
+        pause(rig)
+        tags = [rig.put(size=500_000) for _ in range(12)]
+        others = [rig.put(producer=9, partition=1, size=500_000) for _ in range(4)]
+        rig.until(lambda: bool(rig.relay.describe()))
+        taken = len(rig.left) - 1
+        broker.slot_of["one", 0] = (20, 8)
+        broker.lib.fake_slot_init(broker.table, 20, 8)
+        broker.lib.fake_slot_init(broker.table, broker.slot_of["one", 1][0] - 1, 9)  # its old slot
+        resume(rig)
+        rig.settled()
+        assert {type(rig.failed[tag]) for tag in tags[:taken]} == {errors.UnknownTopic}
+        assert [rig.done[tag] for tag in tags[taken:]] == list(range(0, 2 * (12 - taken), 2))
+        assert [rig.done[tag] for tag in others] == [0, 2, 4, 6]
+    finally:
+        rig.relay.close()

@@ -325,7 +325,21 @@ def test_a_wrong_token_is_let_in_nowhere(token: bytes) -> None:
         server.receive_message(ingress_messages.encode(produce(0), 0))
     with pytest.raises(errors.AuthenticationFailed):
         client.receive_message(server.farewell)
-    assert client.state is State.CLOSED
+    assert client.state is State.GREETING
+
+
+def test_who_was_refused_may_come_again_with_another_token_and_sends_again() -> None:
+    client, server = open_pair()
+    server.receive_message(client.send(produce(0)))
+    server = IngressServer(admits)  # of a broker that was restarted: it has another token
+    with pytest.raises(errors.AuthenticationFailed):
+        server.receive_message(client.send(Hello(b"the old one")))
+    with pytest.raises(errors.AuthenticationFailed):
+        client.receive_message(server.farewell)
+    server = IngressServer(admits)
+    greet(client, server, 78)
+    (again,) = client.resend(writer_of)
+    assert server.receive_message(again) == produce(0)
 
 
 def test_versions_that_share_nothing_are_told_both() -> None:
@@ -372,11 +386,12 @@ def test_a_producer_that_says_what_it_must_not_is_told_and_left(words: str, part
     if words.startswith("greeting"):
         with pytest.raises(errors.InvalidRequest, match=words):
             client.receive_message(server.farewell)
+        assert client.state is State.GREETING
     else:
         told = client.receive_message(server.farewell)
         assert isinstance(told, Failed)
         assert isinstance(told.error, errors.InvalidRequest)
-    assert client.state is State.CLOSED
+        assert client.state is State.CLOSED
 
 
 def test_correlations_rise() -> None:

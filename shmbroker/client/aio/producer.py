@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from shmbroker._core.producer import AsyncProducerBase
 from shmbroker.client.producer import (
-    BATCH_BYTES,
     Acks,
     Compression,
     OnFull,
@@ -55,7 +54,7 @@ class Producer(AsyncProducerBase):
         max_block_ms: int = 60_000,
         delivery_timeout_ms: int = 120_000,
         idempotent: bool = True,
-        batch_bytes: int = BATCH_BYTES,
+        batch_bytes: int | None = None,
         on_full: OnFull = "block",
     ) -> None:
         """The options mean what they mean to the synchronous Producer; `max_block_ms` is how long

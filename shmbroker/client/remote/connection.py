@@ -4,9 +4,9 @@ Owns: the watcher's work: heartbeats on control and what the broker says there, 
 to ingress (`ingress_link.py`), what is heard of pressure. The broker is gone when the connection to
 control breaks, when it has been silent for `dead_ms`, or knows this client no more.
 
-Producers and consumers run on the same shared memory as a local client's, but it is this process's own
-(`mirror.py`, and a feed for each stream that is read); rings are never lost, so what was published and
-not answered goes out again by itself after a break.
+Producers and consumers run on the same shared memory as a local client's, but it is this process's
+own (`mirror.py`, and a feed for each stream that is read); rings are never lost, so what was
+published and not answered goes out again by itself after a break.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from shmbroker.client.remote.ingress_link import IngressLink
 from shmbroker.client.remote.mirror import Mirror
 from shmbroker.client.remote.pressure import HeardPressures
 from shmbroker.client.remote.streams import Streams
-from shmbroker.errors import NoBroker
+from shmbroker.errors import InvalidRequest, NoBroker
 
 if TYPE_CHECKING:
     from shmbroker._core import shm
@@ -38,18 +38,21 @@ if TYPE_CHECKING:
 
 _LEAVE_S: Final = 1.0  # at close(): for what producers have published and not waited for
 _LAST_ATTEMPT_S: Final = 0.5
+_STALL_S: Final = 0.5  # how late the watcher may be before silence is its own
 _PROGRAM: Final = program_name()
 
 
 class RemoteConnection(Connection):
     """See the module."""
 
+    ring_bytes = 8 << 20
+    batch_bytes = 512 << 10  # each costs some steps in Python here and in ingress
     attachment: RemoteAttachment
 
     def __init__(
         self, address: str, credentials: Credentials, *, timeout: float, reconnect_s: float
     ) -> None:
-        """Says hello; NoBroker when nobody answers within `timeout` seconds, or the broker's word."""
+        """Says hello; NoBroker when nobody answers within `timeout` s, or the broker's error."""
         super().__init__(timeout=timeout, reconnect_s=reconnect_s)
         self._address, self._credentials = address, credentials
         self._context = process_context()
@@ -68,6 +71,7 @@ class RemoteConnection(Connection):
         self._link = IngressLink(self._context, self._mirror, self.prepare, _PROGRAM)
         self._streams: Streams | None = None
         self._heard: HeardPressures | None = None
+        self._forgotten = False  # the broker refused a request: it knows this client no more
         self._begin()
 
     # --- see Connection ------------------------------------------------------------------------
@@ -92,10 +96,10 @@ class RemoteConnection(Connection):
         """See Connection."""
         return self._address
 
-    def prepare(self, sock: zmq.Socket[bytes]) -> None:
+    def prepare(self, sock: zmq.Socket[bytes], endpoint: str) -> None:
         """See Connection."""
         sock.setsockopt(zmq.IPV6, 1)
-        self._credentials.prepare(sock)
+        self._credentials.prepare(sock, endpoint)
 
     def table(self, writer: int) -> Mapping:
         """See Connection."""
@@ -118,7 +122,13 @@ class RemoteConnection(Connection):
         if op == "close_ingress":
             self.check()
             return self._mirror.close_ingress(args["ingress"])
-        return self._mirror.placed(super().request(op, timeout, **args))
+        try:
+            answer = super().request(op, timeout, **args)
+        except InvalidRequest:
+            if self._known():
+                raise
+            answer = super().request(op, timeout, **args)
+        return self._mirror.placed(answer)
 
     def source(self, metadata: Metadata) -> Source:
         """See Connection."""
@@ -146,6 +156,19 @@ class RemoteConnection(Connection):
             self._streams.close()
         super().close()
 
+    def _known(self) -> bool:
+        """Whether the broker knows this client; if not, the watcher says hello again, and this
+        returns when it is about to."""
+        try:
+            super().request("heartbeat")
+        except InvalidRequest:
+            self._forgotten = True
+            os.eventfd_write(self._wake_fd, 1)
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or not self._forgotten, self.timeout)
+            return False
+        return True
+
     # --- the watcher's thread ------------------------------------------------------------------
 
     def _until_gone(self) -> bool:
@@ -163,23 +186,33 @@ class RemoteConnection(Connection):
                 link_at = self._link.tick(now)
             due = min(said_s + told.heartbeat_s, heard_s + told.dead_s, link_at)
             ready = self._poll(max(0.0, due - now))
-            if self._bell in ready:
-                drain(self._bell)
-            if self._wake_fd in ready:
-                drain(self._wake_fd)
-            if self._desk.monitor in ready:
+            stood_s = time.monotonic() - due - _STALL_S
+            if stood_s > 0:  # we did, and could have heard nobody
+                heard_s += stood_s
+                self._link.stood(stood_s)
+            if not self._turn(ready) or self._forgotten:
                 return not self._closed
             if self._desk.socket in ready:
                 heard_s = time.monotonic()
-                if not self._hear_desk():
-                    return not self._closed
-            self._link.receive()
-            self._link.pump()
-            heard = self._heard
-            if heard is not None and heard.socket in ready:
-                heard.receive()
         self._link.leave(_LEAVE_S)
         return False
+
+    def _turn(self, ready: dict[Any, int]) -> bool:
+        """Sees to what is ready; False when the broker is gone."""
+        if self._bell in ready:
+            drain(self._bell)
+        if self._wake_fd in ready:
+            drain(self._wake_fd)
+        if self._desk.monitor in ready:
+            return False
+        if self._desk.socket in ready and not self._hear_desk():
+            return False
+        self._link.receive()
+        self._link.pump()
+        heard = self._heard
+        if heard is not None and heard.socket in ready:
+            heard.receive()
+        return True
 
     def _poll(self, timeout_s: float) -> dict[Any, int]:
         poller = zmq.Poller()
@@ -210,6 +243,7 @@ class RemoteConnection(Connection):
         self._desk.close()
         self._link.close()
         if self._closed:
+            self._link.forget()
             self._mirror.close()
             if self._heard is not None:
                 self._heard.close()
@@ -230,7 +264,7 @@ class RemoteConnection(Connection):
         except BaseException:
             desk.close()
             raise
-        self._desk, self.attachment = desk, told
+        self._desk, self.attachment, self._forgotten = desk, told, False
         if self._heard is not None:
             self._heard.close()
             self._hear()
@@ -247,7 +281,7 @@ class RemoteConnection(Connection):
             self._context,
             told.events,
             secret=told.data_token,
-            configure=self._credentials.prepare,
+            configure=lambda sock: self._credentials.prepare(sock, told.events),
             connection=self,
             dead_s=told.dead_s,
         )

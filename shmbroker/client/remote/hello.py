@@ -19,13 +19,18 @@ import zmq
 from shmbroker.addresses import ANY_HOST, format_tcp, parse_tcp
 from shmbroker.client.attach import program_name
 from shmbroker.control.keys import CLIENT, SECRET_SUFFIX, KeyDirectory, read_pair, read_secret
-from shmbroker.errors import AuthenticationFailed, NoBroker, from_wire
-from shmbroker.places import instance_dirs
+from shmbroker.control.tokens import find_token
+from shmbroker.errors import ConfigError, NoBroker, from_wire
 
 _VERSION: Final = 1
 _TOKEN_BYTES: Final = 256
 _POLL_MS: Final = 100  # between two looks whether the client was closed meanwhile
-TOKEN_FILE: Final = "token"
+_CUT: Final = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
 _SCHEMES: Final = ("tcp://", "ipc://")
 
 
@@ -52,7 +57,7 @@ class Credentials:
     ) -> Credentials:
         """Those of `connect`'s arguments, else SHMBROKER_TOKEN and SHMBROKER_KEYS. ConfigError."""
         if token is None and token_file is not None:
-            token = Path(token_file).read_text(encoding="utf-8").strip()
+            token = _token_in(Path(token_file))
         if token is None:
             token = os.environ.get("SHMBROKER_TOKEN") or None
         where = keys or os.environ.get("SHMBROKER_KEYS") or None
@@ -62,30 +67,19 @@ class Credentials:
         public, secret = read_secret(directory / f"{CLIENT}{SECRET_SUFFIX}")
         return cls(token, public, secret, read_pair(KeyDirectory(directory).public).public)
 
-    def prepare(self, sock: zmq.Socket[bytes]) -> None:
-        """Sets the key on a socket that has not connected yet."""
-        if self.secret:
+    def prepare(self, sock: zmq.Socket[bytes], endpoint: str) -> None:
+        """Sets the key on a socket that is about to connect there; Unix sockets ask for none."""
+        if self.secret and endpoint.startswith("tcp://"):
             sock.setsockopt(zmq.CURVE_SERVERKEY, self.server)
             sock.setsockopt(zmq.CURVE_PUBLICKEY, self.public)
             sock.setsockopt(zmq.CURVE_SECRETKEY, self.secret)
 
-    def tokens(self, address: str) -> list[str | None]:
-        """What to show, one after the other: that which was given, or what this user's brokers on
-        this host keep for their clients."""
+    def token_for(self, address: str) -> str | None:
+        """What to show there: the token that was given, or what a broker of this user on this host
+        keeps for those who come to just this address. No other host is ever shown one of these."""
         if self.token is not None or self.secret:
-            return [self.token]
-        if address.startswith("ipc://"):
-            places = [Path(address.removeprefix("ipc://")).parent]
-        else:
-            places = instance_dirs()
-        found: list[str | None] = []
-        for place in places:
-            try:
-                with (place / TOKEN_FILE).open(encoding="utf-8") as file:
-                    found.append(file.read(_TOKEN_BYTES).strip())
-            except (OSError, UnicodeDecodeError):
-                continue
-        return found or [None]
+            return self.token
+        return find_token(address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +137,16 @@ class Desk:
         """Connects; waits for nothing. ValueError for an address that can't be."""
         self._address, self._number = address, 0
         self.socket = context.socket(zmq.DEALER)
+        self.monitor = self.socket.get_monitor_socket(_CUT)
         try:
             self.socket.linger = 0
             self.socket.setsockopt(zmq.IPV6, 1)
             self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
             self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
-            credentials.prepare(self.socket)
-            self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            credentials.prepare(self.socket, address)
             self.socket.connect(address)
         except zmq.ZMQError as error:
-            self.socket.close(linger=0)
+            self.close()
             raise ValueError(f"{address}: {error}") from None
 
     def hello(
@@ -173,24 +167,35 @@ class Desk:
             args |= {"client": before.client, "secret": before.token}
         number = self.ask("hello", args)
         deadline = time.monotonic() + timeout
+        poller = zmq.Poller()
+        poller.register(self.socket, zmq.POLLIN)
+        poller.register(self.monitor, zmq.POLLIN)
         while not given_up():
             left_ms = round((deadline - time.monotonic()) * 1000)
             if left_ms <= 0:
                 break
-            if not self.socket.poll(min(left_ms, _POLL_MS)):
-                continue
-            reply = orjson.loads(self.socket.recv())
-            if reply.get("id") != number:
-                continue
-            if "error" in reply:
-                raise from_wire(reply["error"])
-            try:
-                return RemoteAttachment.of(reply["ok"], self._address)
-            except (KeyError, TypeError, ValueError, IndexError) as error:
-                raise NoBroker(
-                    self._address, self._address, f"what answers is none: {error!r}"
-                ) from None
-        raise NoBroker(self._address, self._address, f"no answer within {timeout:g} s")
+            ready = dict(poller.poll(min(left_ms, _POLL_MS)))
+            if self.socket in ready:
+                reply = _json(self.socket.recv_multipart()[0])
+                if reply.get("id") == number:
+                    return self._welcomed(reply)
+            elif self.monitor in ready:  # our hello went with it
+                raise self._nobody(
+                    "it hung up: it asks for a key that it knows (keys=), or is no broker"
+                    if before is None else "it hung up"
+                )  # fmt: skip
+        raise self._nobody(f"no answer within {timeout:g} s")
+
+    def _welcomed(self, reply: dict[str, Any]) -> RemoteAttachment:
+        if isinstance(reply.get("error"), dict):
+            raise from_wire(reply["error"])
+        try:
+            return RemoteAttachment.of(reply["ok"], self._address)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise self._nobody(f"what answers is none: {error!r}") from None
+
+    def _nobody(self, why: str) -> NoBroker:
+        return NoBroker(self._address, self._address, why)
 
     def ask(self, op: str, args: dict[str, Any]) -> int:
         """Sends a request; returns the number that its answer will bear."""
@@ -200,10 +205,11 @@ class Desk:
         return self._number
 
     def close(self) -> None:
-        """Hangs up."""
-        self.socket.disable_monitor()
-        self.monitor.close(linger=0)
-        self.socket.close(linger=0)
+        """Hangs up. Twice is fine."""
+        if not self.socket.closed:
+            self.socket.disable_monitor()
+            self.monitor.close(linger=0)
+            self.socket.close(linger=0)
 
 
 def meet(
@@ -214,23 +220,37 @@ def meet(
     before: RemoteAttachment | None = None,
     given_up: Callable[[], bool] = lambda: False,
 ) -> RemoteAttachment:
-    """hello with the token that is right among those that may be."""
-    refused: AuthenticationFailed | None = None
-    for token in credentials.tokens(address):
-        try:
-            return desk.hello(token, before, timeout, given_up)
-        except AuthenticationFailed as error:
-            refused = error
-    assert refused is not None
-    raise refused
+    """hello with the token for that address. See Desk.hello."""
+    return desk.hello(credentials.token_for(address), before, timeout, given_up)
+
+
+def _token_in(path: Path) -> str:
+    try:
+        with path.open(encoding="ascii") as file:
+            return file.read(_TOKEN_BYTES + 1).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it holds no token"
+        raise ConfigError(f"can't be read: {why}", file=str(path)) from None
+
+
+def _json(frame: bytes) -> dict[str, Any]:
+    """A message; {} for what is none: a stranger may answer there."""
+    try:
+        found = orjson.loads(frame)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _reached(endpoint: str, address: str) -> str:
-    """An endpoint, with the host at which control was reached where it says `*`."""
-    if not endpoint.startswith("tcp://"):
-        return endpoint
+    """An endpoint as it is reached from here: over TCP on the host at which control was reached
+    where it says `*`, over Unix sockets in control's directory, whatever the broker calls that."""
+    scheme, _, rest = endpoint.partition("://")
+    if scheme in ("ipc", "unix"):
+        here = Path(address.removeprefix("ipc://")).parent if address.startswith("ipc://") else None
+        return endpoint if here is None else f"{scheme}://{here / Path(rest).name}"
     host, port = parse_tcp(endpoint)
-    if host in (ANY_HOST, "::", "0.0.0.0"):
+    if host in (ANY_HOST, "::", "0.0.0.0") and address.startswith("tcp://"):
         host = parse_tcp(address)[0]
     return format_tcp(host, port)
 

@@ -1,16 +1,17 @@
 """The way of a remote client's batches: out of its rings, to ingress, and the answers back.
 
-Owns: the ZeroMQ DEALER to ingress with its monitor, the producer's session over breaks (`IngressClient`,
-sans-IO), and which answer belongs to which frame of which ring. Belongs to the watcher's thread.
+Owns: the ZeroMQ DEALER to ingress with its monitor, the producer's session over breaks
+(`IngressClient`, sans-IO), and which answer belongs to which frame of which ring. Belongs to the
+watcher's thread.
 
-A frame is taken when there is credit for its writer, so a writer that is full leaves its ring full and
-its producers waiting, and no one else. The batch is kept until it is answered, and sent again, in
-order and before anything new, after each break.
+A frame is taken when there is credit for its writer, so a writer that is full leaves its ring full
+and its producers waiting, and no one else. The batch is kept until it is answered, and sent again,
+in order and before anything new, after each break.
 
-ZeroMQ's traps, and what closes them here: Hello is said when the connection stands (the monitor tells), for
-what is sent before waits in a queue and would come twice; a connection that is silent is replaced, for
-ZeroMQ would not notice; the queue is not bounded by ZeroMQ's high-water mark but by credit and the session's
-limit, for a full one would block this thread.
+ZeroMQ's traps, and what closes them here: Hello is said when the connection stands (the monitor
+tells), for what is sent before waits in a queue and would come twice; a connection that is silent
+is replaced, for ZeroMQ would not notice; the queue is not bounded by ZeroMQ's high-water mark but
+by credit and the session's limit, for a full one would block this thread.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from shmbroker._core.mirror import MirrorRing
 from shmbroker.client.remote.mirror import Mirror, Spot
-from shmbroker.errors import ShmbrokerError
+from shmbroker.errors import OutcomeUnknown, ShmbrokerError
 from shmbroker.wire.native.greeting import Hello, Welcome
 from shmbroker.wire.native.ingress_client import IngressClient
 from shmbroker.wire.native.ingress_messages import (
@@ -49,6 +50,8 @@ _AT_ONCE: Final = 64  # messages taken before frames are sent again
 _LINGER_MS: Final = 1_000  # for what was sent when the program closes
 _AGAIN_FIRST_S: Final = 0.05  # between two connections after an error, doubling up to …
 _AGAIN_LAST_S: Final = 1.0
+_PRODUCER_ID: Final = slice(43, 51)  # of a batch (batch.h); all ones: it has none, nor sequences
+_NO_PRODUCER: Final = b"\xff" * 8
 
 
 class IngressLink:
@@ -58,7 +61,7 @@ class IngressLink:
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         mirror: Mirror,
-        prepare: Callable[[zmq.Socket[bytes]], None],
+        prepare: Callable[[zmq.Socket[bytes], str], None],
         name: str,
     ) -> None:
         """`prepare` sets options before the socket connects (keys); `name` is the program's."""
@@ -89,7 +92,7 @@ class IngressLink:
             self.socket = self.monitor = None
 
     def leave(self, patience_s: float) -> None:
-        """At the end of the program's connection: what was published goes out, if it can at once."""
+        """At the end of the program's connection: what was published goes out, if it can soon."""
         deadline = time.monotonic() + patience_s
         while self.socket is not None and self._behind() and time.monotonic() < deadline:
             self.pump()
@@ -98,6 +101,11 @@ class IngressLink:
         if self.socket is not None and self._session.state is State.OPEN:
             self._send(self._session.send(Goodbye()))
         self.close(linger_ms=_LINGER_MS)
+
+    def forget(self) -> None:
+        """After the last `close`: what is not answered never will be."""
+        self._waiting.clear()
+        self._session = IngressClient()
 
     def receive(self) -> None:
         """Takes what has come. Never waits."""
@@ -147,6 +155,10 @@ class IngressLink:
                 produce = Produce(number, *spot, writer, batch, Acks(acks))
                 self._send(session.send(produce))
 
+    def stood(self, seconds: float) -> None:
+        """Nobody looked for so long: that was not the broker's silence."""
+        self._heard_s += seconds
+
     def tick(self, now: float) -> float:
         """Heartbeats, silence, and another try; returns when it is to be called again."""
         if self.socket is None:
@@ -171,7 +183,7 @@ class IngressLink:
         sock.setsockopt(zmq.IPV6, 1)
         sock.setsockopt(zmq.RECONNECT_IVL, 20)
         sock.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
-        self._prepare(sock)
+        self._prepare(sock, self._endpoint)
         self.monitor = sock.get_monitor_socket(_EVENTS)
         self.socket = sock
         self._heard_s = self._said_s = time.monotonic()
@@ -184,17 +196,22 @@ class IngressLink:
                 self._hello()
 
     def _hello(self) -> None:
+        """A new session. What has no sequences may be in the log, and goes no second time."""
+        for waiting in self._session.unacknowledged:
+            if bytes(waiting.batch[_PRODUCER_ID]) == _NO_PRODUCER:
+                self._session.abandon(waiting.correlation)
+                self._answer(waiting.correlation, OutcomeUnknown.kafka_code, -1)
         self._send(self._session.send(Hello(self._token, self._name)))
 
     def _send(self, parts: Parts) -> None:
         assert self.socket is not None
-        self.socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+        self.socket.send_multipart(parts, zmq.NOBLOCK)
         self._said_s = time.monotonic()
 
     def _failed(self, error: ShmbrokerError | None) -> None:
         """Hangs up and tries again after a while."""
         if error is not None:
-            _log.warning("ingress ended the session: %s; connecting again", error)
+            _log.info("ingress ended the session: %s; connecting again", error)
         else:
             _log.info("ingress has been silent for %g s; connecting again", self._dead_s)
         self.close()
@@ -202,14 +219,16 @@ class IngressLink:
         self._pause_s = min(2 * self._pause_s, _AGAIN_LAST_S)
 
     def _answer(self, correlation: int, error: int, offset: int) -> None:
-        ring, seq = self._waiting.pop(correlation)
-        ring.answer(seq, error, offset)
+        flight = self._waiting.pop(correlation, None)
+        if flight is not None:  # not abandoned meanwhile
+            ring, seq = flight
+            ring.answer(seq, error, offset)
 
     def _writer_of(self, produce: Produce) -> int:
         return self._mirror.writer_of(Spot(produce.topic_id, produce.partition))
 
     def _behind(self) -> bool:
-        return any(ring.pending_bytes for ring in self._mirror.rings())
+        return any(ring.pending_bytes or ring.unanswered for ring in self._mirror.rings())
 
 
 __all__ = ["IngressLink"]

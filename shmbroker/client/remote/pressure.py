@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 import zmq
@@ -29,7 +30,11 @@ _QUEUE_MESSAGES: Final = 64
 
 
 class HeardPressures:
-    """The `PressureSource` of a remote connection."""
+    """The `PressureSource` of a remote connection.
+
+    Until the first snapshot has come, some milliseconds after it was made, what is not known to be
+    otherwise is `ok` with the cause `unknown`.
+    """
 
     def __init__(
         self,
@@ -88,12 +93,18 @@ class HeardPressures:
             heard_s = self._since_s if self._board.heard_s is None else self._board.heard_s
             silent_s = now_s - heard_s
             if silent_s < self._dead_s:
-                return {spot: self._board.level(*spot[:2], now_s) for spot in spots}
+                return {spot: self._level(spot, now_s) for spot in spots}
         reason = f"nothing has been heard of it from the broker for {about_s(silent_s)}"
         return {
             spot: PartitionPressure(spot.topic, spot.partition, "hard", "unknown", reason)
             for spot in spots
         }
+
+    def _level(self, spot: Spot, now_s: float) -> PartitionPressure:
+        level = self._board.level(spot.topic, spot.partition, now_s)
+        if self._board.complete or level.cause != "none":
+            return level
+        return replace(level, cause="unknown", reason="nothing has been heard of it yet")
 
     @property
     def complete(self) -> bool:

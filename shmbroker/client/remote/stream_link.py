@@ -134,6 +134,12 @@ class StreamLink:
         self._inlet = core.Inlet()
         self._socket.close()
 
+    def let_go(self) -> None:
+        """After `close`, of all subscriptions: nobody goes on with them."""
+        for number in self.subscriptions:
+            self._inlet.drop(number, False)
+        self.subscriptions.clear()
+
     def forked(self) -> None:
         """In a child: a copy of the socket would hide the parent's end from the broker."""
         fd = self._socket.detach()

@@ -137,9 +137,13 @@ class Streams:
         finally:
             for link in self._links:
                 link.close()
+                link.let_go()
             for what in [*self._all, *(w for _, w in self._commands)]:
                 what.feed.free()
-            self._links, self._all, self._placeless = [], set(), deque()
+            self._links.clear()
+            self._placeless.clear()
+            self._commands.clear()
+            self._all.clear()  # no ring stays for the garbage collector
 
     def _wait(self) -> None:
         """Receives until something is due, and sees to it."""

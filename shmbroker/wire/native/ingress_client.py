@@ -47,6 +47,7 @@ class IngressClient:
         "_in_flight",
         "_last",
         "_limits",
+        "_refused",
         "_sent",
         "state",
         "welcome",
@@ -60,14 +61,16 @@ class IngressClient:
         self._limits: dict[int, int] = {}
         self._sent: dict[int, int] = {}
         self._last = -1
+        self._refused = False
         self.state = State.GREETING
         self.welcome: Welcome | None = None
 
     def receive_message(self, parts: Sequence[bytes]) -> Event | None:
         """What the frames mean; None when they belong to a session that is over.
 
-        Raises what the broker refused the session with, or InvalidRequest when it sends what it
-        must not; both close, and what was not acknowledged stays in `unacknowledged`."""
+        Raises what the broker refused the Hello with, after which another may be sent (the token of
+        a broker that was restarted is a new one); or InvalidRequest when it sends what it must not,
+        which closes. What was not acknowledged stays in `unacknowledged`."""
         try:
             if self.state in (State.GREETING, State.CLOSED):
                 return None
@@ -79,7 +82,8 @@ class IngressClient:
             self._apply(message)
             return message
         except ShmbrokerError:
-            self.state = State.CLOSED
+            self.state = State.GREETING if self._refused else State.CLOSED
+            self._refused = False
             raise
 
     def send(self, message: Hello | Produce | Goodbye | Heartbeat) -> Parts:
@@ -154,6 +158,7 @@ class IngressClient:
             raise InvalidRequest(f"an answer to the greeting in {len(parts)} frames")
         answer = greeting.decode_answer(INGRESS_MAGIC, bytes(parts[0]))
         if isinstance(answer, ShmbrokerError):
+            self._refused = True
             raise answer
         if not answer.session:
             raise InvalidRequest("a welcome without a session")

@@ -33,10 +33,11 @@ from shmbroker.wire.native.limits import (
 _HEAD: Final = struct.Struct(">BB2sIQ")
 HEAD_BYTES: Final = _HEAD.size
 _PRODUCE: Final = struct.Struct(">Q16sI")
+_HEAD_AND_PRODUCE: Final = struct.Struct(">BB2sIQQ16sI")
 _ENTRY: Final = struct.Struct(">Qq")
 _U64: Final = struct.Struct(">Q")
 _MAGIC_V2: Final = 2
-_MAGIC_AT: Final = 16  # of the batch; see _core/batch.h
+_BATCH_HEAD: Final = struct.Struct(">8xi4xb")  # its length and magic; see _core/batch.h
 
 
 class Acks(IntEnum):
@@ -122,6 +123,9 @@ class Failed:
     error: ShmbrokerError
 
 
+_ALL_ACKS: Final = tuple(Acks)
+_NO_BYTES: Final = bytes(2)
+
 FromClient = Produce | Goodbye | Heartbeat
 FromBroker = Acknowledged | Refused | WriterCredit | Heartbeat | HelloAgain | Closing | Failed
 Part = bytes | memoryview  # a batch may be a view of the socket's own memory
@@ -166,15 +170,22 @@ def _encode(message: FromClient | FromBroker, session: int) -> Parts:
 
 def decode_from_client(parts: Sequence[Part]) -> tuple[FromClient, int]:
     """(message, session) out of the frames behind the peer's identity."""
+    if len(parts) == 2 and len(parts[0]) == _HEAD_AND_PRODUCE.size:  # nearly all: in one go
+        kind, acks, zero, word, session, *rest = _HEAD_AND_PRODUCE.unpack(parts[0])
+        if kind == Produce.kind and acks < len(_ALL_ACKS) and zero == _NO_BYTES:
+            _check_batch(parts[1], InvalidRequest)
+            correlation, topic_id, partition = rest
+            acks = _ALL_ACKS[acks]
+            return Produce(correlation, topic_id, partition, word, parts[1], acks), session
+    return _decode_other(parts)
+
+
+def _decode_other(parts: Sequence[Part]) -> tuple[FromClient, int]:
     kind, acks, word, session, rest = _open(parts, (Produce.kind,))
     if kind == Produce.kind:
         if len(rest) != _PRODUCE.size:
             raise InvalidRequest(f"a produce header of {HEAD_BYTES + len(rest)} bytes")
-        if acks > max(Acks):
-            raise InvalidRequest(f"acks {acks}; there are {[*map(int, Acks)]}")
-        _check_batch(parts[1], InvalidRequest)
-        correlation, topic_id, partition = _PRODUCE.unpack(rest)
-        return Produce(correlation, topic_id, partition, word, parts[1], Acks(acks)), session
+        raise InvalidRequest(f"acks {acks}; there are {[*map(int, Acks)]}")
     _check_bare(kind, acks, word, rest)
     if kind == Goodbye.kind:
         return Goodbye(), session
@@ -236,7 +247,8 @@ def _check_batch(batch: Part, error: type[Exception]) -> None:
     size = len(batch)
     if not BATCH_OVERHEAD_BYTES <= size <= BATCH_BYTES:
         raise error(f"a batch of {size} bytes; {BATCH_OVERHEAD_BYTES} to {BATCH_BYTES} may be")
-    if int.from_bytes(batch[8:12]) + 12 != size or batch[_MAGIC_AT] != _MAGIC_V2:
+    length, magic = _BATCH_HEAD.unpack_from(batch)
+    if length + 12 != size or magic != _MAGIC_V2:
         raise error(f"{size} bytes that are not one record batch v2")
 
 
