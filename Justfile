@@ -49,6 +49,10 @@ bench-smoke:
 bench *args:
     python -m shmbroker.perf core {{ args }}
 
+# storage devices and the broker on them: just perf --ssd DIR --model-hdd --quick
+perf *args:
+    shmbroker perf {{ args }}
+
 # broker up, real input in and out again, verified; rates and latencies
 demo *args:
     shmbroker demo {{ args }}

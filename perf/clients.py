@@ -49,6 +49,12 @@ class Sender(_Attached):
         self._values = spec.make()
         self._keys = spec.make_keys() if keyed else []
 
+    def turn_to(self, topic: str, acks: str) -> None:
+        """From now on the values go there, with a new producer."""
+        self.producer.close()
+        self.producer = self.client.producer(acks=acks)
+        self._topic = topic
+
     def checksum(self) -> int:
         """Of the values in the order in which they are sent."""
         return checksum_of([self._values])
@@ -60,7 +66,7 @@ class Sender(_Attached):
         return time.perf_counter() - began
 
     def spread(self, partitions: int) -> float:
-        """A `send_many` to each partition, until all are durable."""
+        """A `send_many` to each partition, until all are acknowledged."""
         parts = self.parts(partitions)
         send, topic = self.producer.send_many, self._topic
         began = time.perf_counter()

@@ -13,20 +13,19 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from rich.console import Console
 
 from shmbroker.perf import machine
 from shmbroker.perf.broker import private_places
-from shmbroker.perf.case import SMOKE, Bench, Case, Sizes
+from shmbroker.perf.case import SMOKE, Case, Sizes
 from shmbroker.perf.cases import ALL
-from shmbroker.perf.guard import DiskGuard
 from shmbroker.perf.report import Row, print_rows, write_json
+from shmbroker.perf.running import end, run_case
 
 _MARGIN_BYTES: Final = 10 << 30  # others use the disk too
 _MARGIN_SMOKE_BYTES: Final = 512 << 20
@@ -69,14 +68,15 @@ def run(options: Options, console: Console) -> list[Row]:
     options.directory.mkdir(parents=True, exist_ok=True)
     cores_before = os.sched_getaffinity(0)
     machine.pin_bench(options.cores)
-    term_before = signal.signal(signal.SIGTERM, _end)
+    term_before = signal.signal(signal.SIGTERM, end)
     home = Path(tempfile.mkdtemp(prefix="shmb-bench-", dir=options.directory))
     try:
         about = machine.about(home)
         rows: list[Row] = []
+        margin = _MARGIN_SMOKE_BYTES if sizes.smoke else _MARGIN_BYTES
         with private_places(home):
             for case in cases:
-                rows += _one(case, home, sizes, console)
+                rows += run_case(case, home, sizes, console, margin)
         print_rows(rows, machine.line(about), console)
         if options.json is not None:
             command = [sys.executable, "-m", "shmbroker.perf", *sys.argv[1:]]
@@ -88,41 +88,6 @@ def run(options: Options, console: Console) -> list[Row]:
         shutil.rmtree(home, ignore_errors=True)
         signal.signal(signal.SIGTERM, term_before)
         os.sched_setaffinity(0, cores_before)
-
-
-def _one(case: Case, home: Path, sizes: Sizes, console: Console) -> list[Row]:
-    margin = _MARGIN_SMOKE_BYTES if sizes.smoke else _MARGIN_BYTES
-    needed = case.disk_bytes(sizes) + margin
-    free = shutil.disk_usage(home).free
-    if free < needed:
-        short = f"needs {needed / 1e9:.1f} GB in {home.parent}, {free / 1e9:.1f} GB are free"
-        return [_without(case, f"refused: {short}; name another place with --dir")]
-    began = time.perf_counter()
-    console.print(f"{case.name}: {case.about}", highlight=False)
-
-    def say(what: str) -> None:
-        console.print(f"  {what}", highlight=False, markup=False, style="dim")
-
-    guard = DiskGuard(home, margin)
-    try:
-        with guard:
-            rows = case.run(Bench(home, sizes, say, guard))
-    except Exception as error:
-        if guard.tripped:
-            left = f"stopped: less than {margin / 1e9:.1f} GB were left in {home.parent}"
-            return [_without(case, left)]
-        console.print(traceback.format_exc(), highlight=False, markup=False)
-        return [_without(case, f"failed: {type(error).__name__}: {str(error)[-300:]}")]
-    console.print(f"  {time.perf_counter() - began:.1f} s", highlight=False, style="dim")
-    return rows
-
-
-def _without(case: Case, note: str) -> Row:
-    return Row(case=case.name, figure=case.about, unit="", values=(), met=False, note=note)
-
-
-def _end(_signal: int, _frame: object) -> NoReturn:
-    raise SystemExit(143)
 
 
 __all__ = ["Options", "chosen", "run"]

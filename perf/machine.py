@@ -1,4 +1,4 @@
-"""The machine that a run is about: cores, kernel, file system, device, versions; and pinning."""
+"""The machine that a run is about: cores, kernel, versions, its directory's device; and pinning."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import platform
 import shutil
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psutil
 
 import shmbroker
+from shmbroker.perf.devices.description import describe
+
+_PACKAGES: Final = ("cython", "pyzmq", "cramjam", "posix-ipc", "psutil")
 
 
 def pin_bench(cores: int) -> list[int]:
@@ -24,10 +27,6 @@ def pin_bench(cores: int) -> list[int]:
 
 def about(directory: Path) -> dict[str, Any]:
     """What the report says of the machine and of what runs on it."""
-    mount = _mount_of(directory)
-    device = directory.stat().st_dev
-    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
-    packages = ("cython", "pyzmq", "cramjam", "posix-ipc", "psutil")
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -36,16 +35,18 @@ def about(directory: Path) -> dict[str, Any]:
         "shm_free_bytes": shutil.disk_usage("/dev/shm").free,
         "load": [round(load, 2) for load in os.getloadavg()],
         "kernel": platform.release(),
-        "file_system": mount.fstype if mount else "unknown",
-        "mount_options": mount.opts if mount else "",
-        "device": mount.device if mount else "unknown",
-        "scheduler": _text(block / "queue" / "scheduler"),
-        "rotational": _text(block / "queue" / "rotational") == "1",
-        "write_cache": _text(block / "queue" / "write_cache"),
+        **describe(directory),
         "python": platform.python_version(),
         "shmbroker": shmbroker.__version__,
-        "packages": {name: metadata.version(name) for name in packages if _installed(name)},
+        "packages": {name: metadata.version(name) for name in _PACKAGES if _installed(name)},
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what runs: the broker, the language, the kernel and the packages."""
+    found = {"shmbroker": shmbroker.__version__, "Python": platform.python_version(),
+             "Linux": platform.release()}  # fmt: skip
+    return found | {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
 
 
 def line(found: dict[str, Any]) -> str:
@@ -61,24 +62,11 @@ def line(found: dict[str, Any]) -> str:
     )
 
 
-def _mount_of(directory: Path) -> Any:
-    parents = {str(path) for path in (directory.resolve(), *directory.resolve().parents)}
-    mounts = [m for m in psutil.disk_partitions(all=True) if m.mountpoint in parents]
-    return max(mounts, key=lambda m: len(m.mountpoint), default=None)
-
-
 def _cpu_model() -> str:
     for text in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if text.startswith("model name"):
             return text.partition(":")[2].strip()
     return platform.machine()
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 def _installed(name: str) -> bool:
@@ -89,4 +77,4 @@ def _installed(name: str) -> bool:
     return True
 
 
-__all__ = ["about", "line", "pin_bench"]
+__all__ = ["about", "line", "pin_bench", "versions"]

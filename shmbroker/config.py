@@ -50,6 +50,7 @@ class BrokerSection:
     flush_max_bytes: int = _key(
         4 * _MIB, "bytes", low=64 * _KIB, high=64 * _MIB, multiple_of=64 * _KIB
     )
+    direct_io: bool = _key(True, "bool")
     idle: Literal["adaptive", "spin", "park"] = _key(
         "adaptive", "word", words=("adaptive", "spin", "park")
     )

@@ -418,6 +418,120 @@ class DamagedLog(ShmbrokerError):
     position: int = -1  # bytes into the file
 
 
+# --- consumer groups ----------------------------------------------------------------------------
+
+
+class InvalidGroup(ShmbrokerError):
+    """A name, or something else of a group or of a member, that none may have."""
+
+    kafka_code = 24  # INVALID_GROUP_ID
+    group: str = ""
+
+
+class GroupNotFound(ShmbrokerError):
+    """There is no group of that name: nobody has joined it or committed anything for it."""
+
+    kafka_code = 69  # GROUP_ID_NOT_FOUND
+    group: str = ""
+
+    def __init__(self, group: str) -> None:
+        super().__init__(
+            f"group {group!r} does not exist; see those that do with: shmbroker group list",
+            group=group,
+        )
+
+
+class GroupNotEmpty(ShmbrokerError):
+    """The group has members, and what was asked is for a group without."""
+
+    kafka_code = 68  # NON_EMPTY_GROUP
+    group: str = ""
+    members: int = -1
+
+    def __init__(self, group: str, members: int, what: str) -> None:
+        were = "is a member" if members == 1 else f"are {members} members"
+        super().__init__(
+            f"{what} is refused while group {group!r} is at work: there {were}; end them, or wait "
+            "until their sessions have ended",
+            group=group,
+            members=members,
+        )
+
+
+class GroupFull(ShmbrokerError):
+    """The group, or the broker, has as many members or groups as it takes."""
+
+    kafka_code = 81  # GROUP_MAX_SIZE_REACHED
+    group: str = ""
+
+
+class UnknownMember(ShmbrokerError):
+    """The group has no such member: it left, or was silent past its session timeout."""
+
+    kafka_code = 25  # UNKNOWN_MEMBER_ID
+    group: str = ""
+    member: str = ""
+
+
+class FencedMemberEpoch(ShmbrokerError):
+    """The member's epoch is none that the coordinator gave it: it must join anew."""
+
+    kafka_code = 110  # FENCED_MEMBER_EPOCH
+    group: str = ""
+    member: str = ""
+
+
+class StaleMemberEpoch(ShmbrokerError):
+    """The member did not hold the partition at the epoch it says; nothing of it was committed."""
+
+    kafka_code = 113  # STALE_MEMBER_EPOCH
+    group: str = ""
+    member: str = ""
+    topic: str = ""
+    partition: int = -1
+
+
+class FencedInstance(ShmbrokerError):
+    """Another program has joined under the same instance id and taken the member's place."""
+
+    kafka_code = 82  # FENCED_INSTANCE_ID
+    group: str = ""
+    instance_id: str = ""
+
+
+class UnsupportedAssignor(ShmbrokerError):
+    """An assignor of a name that this broker does not know."""
+
+    kafka_code = 112  # UNSUPPORTED_ASSIGNOR
+
+
+class InvalidPattern(ShmbrokerError):
+    """A pattern of topic names that can't be read, or is too large."""
+
+    kafka_code = 128  # INVALID_REGULAR_EXPRESSION
+    pattern: str = ""
+
+
+class InvalidSessionTimeout(ShmbrokerError):
+    """A session timeout outside what the broker allows."""
+
+    kafka_code = 26  # INVALID_SESSION_TIMEOUT
+
+
+class StoreFailed(ShmbrokerError):
+    """The broker could not store it: the disk of the data directory is full, or failed."""
+
+    retriable, kafka_code = True, 1030
+
+
+class CommitMetadataTooLarge(ShmbrokerError):
+    """The metadata string of a commit is longer than the broker keeps."""
+
+    kafka_code = 12  # OFFSET_METADATA_TOO_LARGE
+    size_bytes: int = -1
+    limit_bytes: int = -1
+
+
 # --- the data directory and the configuration ---------------------------------------------------
 
 
@@ -555,6 +669,7 @@ __all__ = [
     "BrokerGone",
     "BufferFull",
     "ClosedError",
+    "CommitMetadataTooLarge",
     "ConcurrentUse",
     "ConfigError",
     "CorruptBatch",
@@ -566,12 +681,20 @@ __all__ = [
     "DiskFull",
     "DuplicateSequence",
     "EarlierRejected",
+    "FencedInstance",
+    "FencedMemberEpoch",
     "ForkedError",
+    "GroupFull",
+    "GroupNotEmpty",
+    "GroupNotFound",
     "InvalidConfig",
+    "InvalidGroup",
     "InvalidPartitions",
+    "InvalidPattern",
     "InvalidProducerEpoch",
     "InvalidRecord",
     "InvalidRequest",
+    "InvalidSessionTimeout",
     "InvalidTopic",
     "LogTruncated",
     "MemoryBudget",
@@ -586,10 +709,14 @@ __all__ = [
     "RecordTooLarge",
     "SerializationError",
     "ShmbrokerError",
+    "StaleMemberEpoch",
+    "StoreFailed",
     "TimedOut",
     "TopicExists",
+    "UnknownMember",
     "UnknownProducerId",
     "UnknownTopic",
+    "UnsupportedAssignor",
     "UnsupportedCompression",
     "UnsupportedVersion",
 ]

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from shmbroker.config import PressureSection
 from shmbroker.control.plan import Place, Plan
-from shmbroker.control.pressure import Gauge, PartitionPressure, Sample, Thresholds
+from shmbroker.control.pressure import Gauge, PartitionPressure, Sample, Thresholds, silent
 from shmbroker.control.pressure_messages import encode_change, encode_snapshot
 from shmbroker.control.sharedmem import SharedMemory
 from shmbroker.workers.events import Events
@@ -152,7 +152,7 @@ class Pressures:
         beat_ns, _ = self._memory.tables[writer].heartbeat()
         silent_s = now_s - beat_ns / 1e9
         if link.state == "ready" and beat_ns and silent_s > WRITER_SILENT_S:
-            return f"its writer process has said nothing for {silent_s:.0f} s"
+            return silent(silent_s)
         return ""
 
     def _take(self, place: Place, sample: Sample, now_s: float, trouble: str) -> bool:

@@ -27,7 +27,7 @@ from shmbroker.control import messages
 from shmbroker.control.datadir import lock_shared
 from shmbroker.control.plan import WriterSpec
 from shmbroker.log.files import sync_directory
-from shmbroker.log.iomode import detect_io_mode
+from shmbroker.log.iomode import IoMode, detect_io_mode
 from shmbroker.workers import logfile, logs
 from shmbroker.workers.housekeeping import RETRY_S, Housekeeper, now_ms
 from shmbroker.workers.lifecycle import adopt_parent
@@ -314,7 +314,9 @@ def main(spec: WriterSpec) -> None:
         trace_fd=trace_fd,
     )
     rings = Rings(engine, spec.shm_prefix, spec.writer, *ids, spec.log_memory_bytes, memory)
-    io_mode = detect_io_mode(str(spec.data_dir))
+    io_mode = IoMode("buffered", reason="[broker] direct_io is false")
+    if spec.config.broker.direct_io:
+        io_mode = detect_io_mode(str(spec.data_dir))
     opener = Opener(engine, rings, io_mode, spec.io.flush_max_bytes)
     Writer(spec, engine, opener, rings).run()
     lock.release()

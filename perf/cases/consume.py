@@ -8,7 +8,7 @@ compares the checksum.
 from __future__ import annotations
 
 import statistics
-from typing import Final
+from typing import Final, Literal
 
 from shmbroker.perf.case import Bench, Case, Sizes, written
 from shmbroker.perf.clients import Receiver, Sender
@@ -19,7 +19,8 @@ from shmbroker.perf.rounds import repeat
 from shmbroker.perf.values import ValueSpec
 
 _TOPIC: Final = "consume"
-_WAYS: Final = (
+Way = tuple[str, str, Literal["values", "offset_value", "all"], bool, float | None]
+_WAYS: Final[tuple[Way, ...]] = (
     # case, figure, what is read, cold, at least
     ("consume-hot", "consumer, hot, values() as list[bytes]", "values", False, 25e6),
     ("consume-cold", "consumer, cold segments, values()", "values", True, 12e6),
@@ -29,17 +30,23 @@ _WAYS: Final = (
 
 
 def _run(bench: Bench) -> list[Row]:
-    spec, rows = ValueSpec(bench.sizes.values), []
-    with bench.broker() as broker:
+    return read(bench, ValueSpec(bench.sizes.values), _WAYS)
+
+
+def read(bench: Bench, spec: ValueSpec, ways: tuple[Way, ...], config: str = "") -> list[Row]:
+    """Writes these values once, then reads them in each way; a row each."""
+    rows = []
+    with bench.broker(config) as broker:
         with broker.connect() as client:
             client.create_topic(_TOPIC)
         with Remote(Sender, broker.address, _TOPIC, spec) as sender:
             expected = sender.call("checksum")
             sender.call("many")
         paths = broker.segments(_TOPIC)
-        size = sum(path.stat().st_size for path in paths)
+        # Not the files' sizes: they are reserved beyond their last batch.
+        size = sum(int(each["log_end_position"]) for each in broker.status()["partitions"])
         with Remote(Receiver, broker.address) as receiver:
-            for case, figure, what, cold, least in _WAYS:
+            for case, figure, what, cold, least in ways:
                 bench.say(figure)
 
                 def run(cold: bool = cold, what: str = what) -> float:
@@ -84,4 +91,4 @@ def _space(sizes: Sizes) -> int:
 
 CASES: Final = (Case("consume", "a local consumer, hot and cold", _run, _space),)
 
-__all__ = ["CASES"]
+__all__ = ["CASES", "Way", "read"]

@@ -31,7 +31,8 @@ from shmbroker.wire.native.state import State
 
 _CONFIG: Final = '[listen]\naddress = "tcp://127.0.0.1:0"\n'
 _VALUE_BYTES: Final = 1024
-_RECORDS: Final = (128 << 10) // (_VALUE_BYTES + 16)  # in a batch
+_BATCH_BYTES: Final = 128 << 10  # as local producers make them under load
+_RECORDS: Final = _BATCH_BYTES // (_VALUE_BYTES + 16)  # in a batch
 _BATCHES: Final = 64  # different ones
 _SHARE: Final = 4  # of the values of 1 KiB that other cases send
 _WAIT_MS: Final = 60_000

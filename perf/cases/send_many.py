@@ -11,7 +11,9 @@ checksum is compared after each round.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,8 @@ _TOPIC: Final = "many"
 _LEAST_SEGMENT: Final = 4 << 20
 _SEGMENTS_KEPT: Final = 6  # at most, of a topic that recycles: sealed, active, next, and waiting
 _ROUNDS_A_SEGMENT: Final = 2
-_FILL_ROUNDS: Final = 16
+_FILL_ROUNDS: Final = 16  # at least …
+_FILL_S: Final = 10.0  # … and so long: small rounds are faster than the housekeeper
 #: Where the broker is as fast as its limit most rounds are above it and don't count. On fresh
 #: extents every try takes space for good, so there are fewer.
 _MORE_TRIES: Final = 4
@@ -39,13 +42,14 @@ _BARE: Final[dict[Kind, Extents]] = {"fresh": "fresh", "recycled": "written"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Figure:
+class Figure:
     """One row: which values, on which extents, and the share in bytes that is asked for."""
 
     text: str
     spec: ValueSpec
     kind: Kind
     least: float | None
+    config: str = ""  # the broker's
 
     @property
     def case(self) -> str:
@@ -63,7 +67,7 @@ class _Figure:
         more = _MORE_TRIES if self.kind == "recycled" else 1
         return dataclasses.replace(sizes.plan, tries=sizes.plan.tries * more)
 
-    def config(self) -> dict[str, int]:
+    def topic_config(self) -> dict[str, int]:
         """The topic's."""
         if self.kind == "fresh":
             return {}
@@ -91,17 +95,18 @@ class _Files:
         return len(new)
 
 
-def _measure(bench: Bench, figure: _Figure) -> Row:
+def measure(bench: Bench, figure: Figure) -> Row:
+    """The row of a figure: durable rounds between measurements of bare writes."""
     rates: dict[float, float] = {}  # bytes a second: records a second
     sent, spec = 0, figure.spec
     with (
-        bench.broker() as broker,
+        bench.broker(figure.config) as broker,
         RawDisk(bench.home) as disk,
         broker.connect() as client,
         Remote(Receiver, broker.address) as receiver,
         Remote(Sender, broker.address, _TOPIC, spec) as sender,
     ):
-        client.create_topic(_TOPIC, config=figure.config())
+        client.create_topic(_TOPIC, config=figure.topic_config())
         expected = sender.call("checksum")
         directories = [Path(p["directory"]) for p in client.status()["partitions"]]
         files = _Files(directories)
@@ -167,8 +172,10 @@ def _median(values: list[float]) -> float:
 
 def _until_recycled(run: Callable[[], float], check: Callable[[], str | None]) -> None:
     """Rounds until so many in a row met no fresh file that one of them must have rolled."""
-    clean = 0
-    for _ in range(_FILL_ROUNDS):
+    clean, deadline = 0, time.monotonic() + _FILL_S
+    for n in itertools.count():
+        if n >= _FILL_ROUNDS and time.monotonic() > deadline:
+            break
         run()
         clean = 0 if check() else clean + 1
         if clean == _ROUNDS_A_SEGMENT + 1:
@@ -180,17 +187,17 @@ def _run_100(bench: Bench) -> list[Row]:
     plain = ValueSpec(bench.sizes.values)
     shuffled = ValueSpec(bench.sizes.values, shuffled=True)
     return [
-        _measure(bench, _Figure("send_many, 100 B, durable, recycled", plain, "recycled", 0.70)),
-        _measure(bench, _Figure("send_many, 100 B, durable, fresh", plain, "fresh", 0.70)),
-        _measure(bench, _Figure("the same, values shuffled", shuffled, "recycled", None)),
+        measure(bench, Figure("send_many, 100 B, durable, recycled", plain, "recycled", 0.70)),
+        measure(bench, Figure("send_many, 100 B, durable, fresh", plain, "fresh", 0.70)),
+        measure(bench, Figure("the same, values shuffled", shuffled, "recycled", None)),
     ]
 
 
 def _run_1k(bench: Bench) -> list[Row]:
     spec = ValueSpec(bench.sizes.values_1k, value_bytes=1024)
     return [
-        _measure(bench, _Figure("send_many, 1 KiB, durable, recycled", spec, "recycled", 0.90)),
-        _measure(bench, _Figure("send_many, 1 KiB, durable, fresh", spec, "fresh", 0.90)),
+        measure(bench, Figure("send_many, 1 KiB, durable, recycled", spec, "recycled", 0.90)),
+        measure(bench, Figure("send_many, 1 KiB, durable, fresh", spec, "fresh", 0.90)),
     ]
 
 
@@ -216,4 +223,4 @@ CASES: Final = (
     ),
 )
 
-__all__ = ["CASES"]
+__all__ = ["CASES", "Figure", "measure"]

@@ -118,14 +118,11 @@ static inline void shmb_feed_index(struct shmb_feed *f, int64_t base_offset, uin
 /* Indexes anew what stands in [from, end) of a new ring: whole batches, found good before. */
 static inline void shmb_feed_index_all(struct shmb_feed *f, uint64_t from)
 {
-    int64_t expected = -1;
     f->index_head = 0;
     shmb_publish(&f->slot->index_head, 0);
     for (f->index_next = 1; from < f->end;) {
         const uint8_t *p = shmb_feed_at(f, from);
-        f->index_next |= shmb_batch_base_offset(p) != expected;
         shmb_feed_index(f, shmb_batch_base_offset(p), from);
-        expected = shmb_batch_last_offset(p) + 1;
         from += shmb_batch_size(p);
     }
     f->index_next |= f->index_head == 0;
@@ -177,28 +174,20 @@ static int shmb_feed_open(struct shmb_feed *f, uint64_t generation)
     return fd;
 }
 
-/* `offset` if a batch here has it, or else the base offset of the first batch behind it, where a reader goes on
- * behind a gap; -1 without one. */
-static int64_t shmb_feed_after(struct shmb_feed *f, int64_t offset)
+/* Whether a batch that is here has `offset`: 1 or 0. For the reader's thread, which did not find it. */
+static int shmb_feed_has(struct shmb_feed *f, int64_t offset)
 {
-    int64_t found = -1, base;
+    int has = 0;
+    int64_t base;
     uint64_t at;
     struct shmb_log_view v;
     pthread_mutex_lock(&f->lock);
     if (f->object) {
         shmb_log_view_set(&v, f->slot, f->object, f->capacity, f->generation);
-        int64_t end = (int64_t)shmb_observe(&f->slot->log_end_offset);
-        if (!shmb_log_find(&v, offset, &base, &at))
-            at = shmb_observe(&f->uptake.taken);
-        for (base = 0; offset < end; at += shmb_batch_size(shmb_feed_at(f, at)))
-            if (shmb_batch_last_offset(shmb_feed_at(f, at)) >= offset) {
-                base = shmb_batch_base_offset(shmb_feed_at(f, at));
-                found = base > offset ? base : offset;
-                break;
-            }
+        has = offset < (int64_t)shmb_observe(&f->slot->log_end_offset) && shmb_log_find(&v, offset, &base, &at);
     }
     pthread_mutex_unlock(&f->lock);
-    return found;
+    return has;
 }
 
 static inline uint64_t shmb_feed_power(uint64_t bytes)
@@ -236,13 +225,13 @@ static int shmb_feed_take(struct shmb_feed *f, uint64_t size)
         if (fault)
             break;
         int64_t base = shmb_batch_base_offset(p), last = shmb_batch_last_offset(p);
-        if (last < next || (base < next && !f->fresh))
-            fault = SHMB_FEED_ORDER;
+        if (last < next || base > next || (base < next && !f->fresh))
+            fault = SHMB_FEED_ORDER; /* the next of its partition, without gap and without repeat */
         else if (stop > granted && size > bytes)
             fault = SHMB_FEED_CREDIT; /* one batch may pass the credit, several may not */
         if (fault)
             break;
-        f->index_next |= base > next || f->fresh;
+        f->index_next |= f->fresh;
         shmb_feed_index(f, base, at);
         f->fresh = 0;
         f->leader_epoch = shmb_batch_leader_epoch(p);

@@ -49,7 +49,7 @@ cdef extern from "feed.h" nogil:
                        int32_t leader_epoch, uint64_t most, int bell)
     void shmb_feed_free(shmb_feed *f)
     int shmb_feed_open(shmb_feed *f, uint64_t generation)
-    int64_t shmb_feed_after(shmb_feed *f, int64_t offset)
+    int shmb_feed_has(shmb_feed *f, int64_t offset)
     void shmb_feed_begin(shmb_feed *f)
     uint64_t shmb_feed_grant(shmb_feed *f, uint64_t spare)
     void shmb_feed_state(shmb_feed *f, uint32_t state)

@@ -2,7 +2,7 @@
 
 Owns: the private slot and ring of one consumer's partition (feed.h), and a connection's way from its
 socket into them (inlet.h). A Feed is filled by one thread, its client's receiver, and read by one
-PartitionReader, in whatever thread; `open_ring`, `after` and the properties are for both. An Inlet is
+PartitionReader, in whatever thread; `open_ring`, `has` and the properties are for both. An Inlet is
 the receiver's alone.
 """
 
@@ -78,9 +78,9 @@ cdef class Feed:
             raise FileNotFoundError(f"generation {generation}")
         return ShmObject("feed", fd, SHMB_KIND_LOG, 0, os.fstat(fd).st_size)
 
-    def after(self, int64_t offset):
-        """`offset` where it is here, else that of the first batch behind it; -1 without one."""
-        return shmb_feed_after(self._feed, offset)
+    def has(self, int64_t offset):
+        """Whether `offset` is here."""
+        return shmb_feed_has(self._feed, offset) != 0
 
     @property
     def next_offset(self):

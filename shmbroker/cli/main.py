@@ -104,6 +104,7 @@ def _register() -> None:
         doctor,
         keys,
         log,
+        perf,
         produce,
         topic,
     )
@@ -121,6 +122,7 @@ def _register() -> None:
     app.command("restore")(backup.restore)
     app.add_typer(keys.app, name="keys")
     app.add_typer(config.app, name="config")
+    app.add_typer(perf.app, name="perf")
     _say_exit_codes(app)
 
 

@@ -15,7 +15,7 @@ from shmbroker._core.reader import PartitionReader, RecordBatch
 from shmbroker.client.metadata import Metadata, PartitionInfo, TopicInfo, TopicPartition
 from shmbroker.client.partition_files import PartitionFiles
 from shmbroker.client.source import Ends, key_of
-from shmbroker.errors import PartitionOffline, ShmbrokerError, UnknownTopic
+from shmbroker.errors import BrokerGone, PartitionOffline, ShmbrokerError, UnknownTopic
 
 if TYPE_CHECKING:
     from shmbroker.client.connection import Connection
@@ -74,7 +74,10 @@ class LocalSource:
         if state in ("closed", "free"):
             connection = self._connection
             if not connection.closing and not connection.epoch.value & 1:
-                self.find(reader)  # or UnknownTopic
+                try:
+                    self.find(reader)  # or UnknownTopic
+                except BrokerGone:  # it says that it is stopping, and we have yet to hear it
+                    connection.look()  # raises when it has been gone for too long
                 reader.look()
             reader.settled = core.STATE_NAMES.index(state)
 

@@ -28,6 +28,7 @@ from shmbroker.control.pressure import (
     Sample,
     State,
     Thresholds,
+    silent,
 )
 from shmbroker.errors import BrokerGone
 from shmbroker.units import about_bytes
@@ -127,7 +128,7 @@ class TablePressures:
         silent_s = now_s - beat_ns / 1e9
         writer = ""
         if beat_ns and silent_s > _SILENT_S:
-            writer = f"its writer process has said nothing for {silent_s:.0f} s"
+            writer = silent(silent_s)
         gauge = self._gauges.get(spot)
         if gauge is None:
             gauge = self._gauges[spot] = Gauge(now_s)

@@ -175,7 +175,7 @@ class Reading(RecordStream):
             )
         reader.recovery = recovered
 
-    def check_epoch(self, offset: int, leader_epoch: int) -> None:
+    def _check_epoch(self, offset: int, leader_epoch: int) -> None:
         """Whether the record before `offset` of the one partition still is the one that was read
         under that leader epoch; LogTruncated if it isn't. Moves the reader."""
         (reader,) = self._all

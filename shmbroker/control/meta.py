@@ -92,6 +92,14 @@ class MetaStore:
         """Closes the file; twice is fine."""
         self._db.close()
 
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The open database, for tables of others' (groups/store.py): to be written to inside
+
+        `transaction` alone, on this thread.
+        """
+        return self._db
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Gathers what is done inside into one commit, which is durable when the block ends.

@@ -188,6 +188,14 @@ def _filling(sample: Sample, unsynced: int, percent: float) -> str:
     )
 
 
+def silent(seconds: float) -> str:
+    """What is the matter with a writer that has not said for so long that it is there."""
+    return (
+        f"its writer process has said nothing for {seconds:.0f} s: it, or the disk that it writes "
+        "to, stands still"
+    )
+
+
 class Gauge:
     """One partition's pressure over time. Not thread-safe."""
 
@@ -287,4 +295,5 @@ __all__ = [
     "Thresholds",
     "Verdict",
     "judge",
+    "silent",
 ]

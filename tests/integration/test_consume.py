@@ -237,6 +237,7 @@ def test_streams_inside_tls_are_read_and_another_certificate_is_refused(  # type
                         consumer.poll(10)
 
 
+@pytest.mark.parametrize("way", ["local"])
 def test_damage_in_an_old_segment_is_an_error_and_nothing_behind_it_is_read_instead(
     broker: Any,
 ) -> None:

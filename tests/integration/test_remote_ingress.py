@@ -39,7 +39,7 @@ class Elsewhere(Remote):
 
     def __init__(self, load: Load, context: Context, address: str, producer_id: int) -> None:
         self.load, self.shown = load, b""
-        super().__init__(context, address, producer_id, padding=2000, token=self.find)
+        super().__init__(context, address, producer_id, padding=2000, find_token=self.find)
 
     def find(self) -> bytes:
         """The token of the present broker."""

@@ -46,11 +46,11 @@ class Producer(Remote):
     """With the token that control handed out, also when it greets again."""
 
     def __init__(self, context: Any, told: dict[str, Any], producer_id: int, **more: Any) -> None:
-        self.token = str(told["data_token"]).encode()
-        super().__init__(context, told["ingress"][0], producer_id, **more)
-
-    def greet(self, token: bytes = b"") -> None:
-        super().greet(token or self.token)
+        self.told = told
+        address = told["ingress"][0]
+        super().__init__(
+            context, address, producer_id, token=lambda: self.told["data_token"].encode(), **more
+        )
 
 
 def listen_of(broker: Broker) -> dict[str, Any]:
@@ -108,12 +108,12 @@ def go_round(broker: Broker, context: zmq.Context[zmq.Socket[bytes]]) -> None:
             consumer.subscribe(topic.id.hex(), offset=60)
             found = {w["name"]: w for w in listen_of(broker)["workers"]}
             assert found["reader-0"]["connections"] == 1
-            assert found["ingress-0"]["sessions"] == 1
+            assert found["ingress-0"]["connections"] == 1
             shown = broker.run("status").stdout
             assert (
                 f"listening, with a token: control {address}; ingress {told['ingress'][0]}" in shown
             )
-            assert "1 clients; ingress-0 ready with 1 sessions, reader-0 ready with 1" in shown
+            assert "1 clients; ingress-0 ready with 1 connections, reader-0 ready with 1" in shown
         producer.close()
 
 
@@ -209,7 +209,7 @@ def test_a_broker_that_stops_says_so_on_every_channel(
         broker.start()  # at the same addresses, with the same token: the clients' pause
         again = peer.hello(find_token(address, broker.env), **peer.who)
         assert (again["ingress"], again["data"]) == (told["ingress"], told["data"])
-        producer.token = again["data_token"].encode()
+        producer.told = again
         producer.greet()
         producer.settled()
         assert len(read_all(again, topic, 30)) == 30

@@ -194,7 +194,7 @@ class Remote:
         *,
         records: int = 3,
         padding: int = 0,
-        token: Callable[[], bytes] = lambda: TOKEN,
+        find_token: Callable[[], bytes] = lambda: TOKEN,
         before_connect: Callable[[zmq.Socket[bytes]], None] | None = None,
     ) -> None:
         self.codec = IngressClient()
@@ -205,7 +205,7 @@ class Remote:
             before_connect(self.socket)
         self.socket.connect(address)
         self.producer_id, self.records, self.padding = producer_id, records, padding
-        self.epoch, self.token = 0, token
+        self.epoch, self.find_token = 0, find_token
         self.sequences: dict[tuple[bytes, int], int] = {}
         self.correlation = 0
         self.offsets: dict[int, int] = {}  # by correlation, of what was acknowledged
@@ -220,7 +220,7 @@ class Remote:
 
     def greet(self, token: bytes | None = None) -> None:
         """Says Hello."""
-        self._say(self.codec.send(Hello(token or self.token(), "a test")))
+        self._say(self.codec.send(Hello(token or self.find_token(), "a test")))
 
     def _say(self, parts: Parts) -> None:
         self._said = time.monotonic()

@@ -12,6 +12,7 @@ FOLDERS = {
     "shmbroker/log/": (".py",),
     "shmbroker/wire/native/": (".py",),
     "shmbroker/control/": (".py",),
+    "shmbroker/control/groups/": (".py",),
     "shmbroker/client/": (".py",),
     "shmbroker/client/aio/": (".py",),
     "shmbroker/client/remote/": (".py",),
@@ -20,6 +21,7 @@ FOLDERS = {
     "shmbroker/cli/": (".py",),
     "perf/": (".py",),
     "perf/cases/": (".py",),
+    "perf/devices/": (".py", ".c", ".h"),
 }
 
 

@@ -290,15 +290,13 @@ def test_half_a_frame_is_forgotten_when_the_subscription_begins_anew(rig: Rig) -
     assert rig.reads_all() == [b"a", b"b", b"c"]
 
 
-def test_a_reader_steps_over_offsets_that_are_gone(rig: Rig) -> None:
+def test_a_gap_is_a_fault_and_no_record_behind_it_is_handed_out(rig: Rig) -> None:
     rig.gets(rig.frame(rig.batch(b"a")))
     rig.offset = 10
-    rig.gets(rig.frame(rig.batch(b"b", b"c")))
+    assert rig.gets(rig.frame(rig.batch(b"b"))) == feed.FAULT
+    assert feed.fault_text(rig.inlet.fault) == "not the offset that comes next"
     assert rig.reads_all() == [b"a"]
-    assert (rig.reader.position, rig.feed.after(1), rig.feed.after(11)) == (1, 10, 11)
-    rig.reader.seek(10)
-    assert rig.reads_all() == [b"b", b"c"]
-    assert rig.feed.after(12) == -1
+    assert (rig.feed.has(0), rig.feed.has(1), rig.feed.has(10)) == (True, False, False)
 
 
 def test_wait_receives_for_all_connections_and_returns_for_the_bell() -> None:

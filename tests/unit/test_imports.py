@@ -27,7 +27,7 @@ HELPERS = {
     "perf": "cli",
 }
 # The sans-IO parts: no sockets, no shared memory, no clock.
-SANS_IO = ("wire", "control/coordinator", "control/messages.py")
+SANS_IO = ("wire", "control/groups/", "control/messages.py")
 NOT_SANS_IO = {"socket", "zmq", "posix_ipc", "mmap", "multiprocessing", "select", "asyncio", "time"}
 CLOCKS = {"now", "utcnow", "today"}  # of datetime
 HEAVY = (

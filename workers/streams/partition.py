@@ -177,9 +177,9 @@ class Partition(RecordStream):
         return self._source.reason(self.reader)
 
     def check_epoch(self, offset: int, leader_epoch: int) -> None:
-        """Raises LogTruncated as `Reading.check_epoch`."""
+        """Raises LogTruncated as `Reading._check_epoch`."""
         with self._consumer() as consumer:
-            consumer.check_epoch(offset, leader_epoch)
+            consumer._check_epoch(offset, leader_epoch)
 
     def offset_for_time(self, timestamp_ms: int) -> int:
         """The offset of the first record of that time or later, else the end."""

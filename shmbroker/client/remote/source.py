@@ -67,12 +67,9 @@ class RemoteSource:
         self._subscribe(reader, present.topic_id if present is not None else self._id_of(reader))
 
     def fetch(self, reader: PartitionReader, most: int) -> RecordBatch | None:
-        """See Source: what is here is in the ring, but offsets may be missing."""
+        """See Source: all that came is in the ring, or becomes so while it is made larger."""
         present = self._subscriptions[reader]
-        following = present.feed.after(reader.position)
-        if following > reader.position:
-            reader.seek(following)
-        elif following < 0:  # it was here, and the reader went back behind what it had taken
+        if not present.feed.has(reader.position):  # the reader went back behind what it had taken
             self._subscribe(reader, present.topic_id)
         return None
 

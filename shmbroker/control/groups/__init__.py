@@ -1,0 +1,1 @@
+"""Consumer groups: the coordinator, offsets, and their store. docs/groups.md tells how it works."""
