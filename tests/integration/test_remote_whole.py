@@ -49,7 +49,11 @@ class Producer(Remote):
         self.told = told
         address = told["ingress"][0]
         super().__init__(
-            context, address, producer_id, token=lambda: self.told["data_token"].encode(), **more
+            context,
+            address,
+            producer_id,
+            find_token=lambda: self.told["data_token"].encode(),
+            **more,
         )
 
 

@@ -58,21 +58,31 @@ class _Closable(Protocol):
         """What close() does without waiting for anything; twice is fine."""
 
 
-class _Attaching(TypedDict, total=False):
-    """The options of `shmbroker.connect`."""
-
-    data_dir: str | os.PathLike[str] | None
-    timeout: float
-    reconnect_s: float
-    token: str | None
-    token_file: str | os.PathLike[str] | None
-    keys: str | os.PathLike[str] | None
-    local: bool
-
-
-def connect(instance: str | None = None, **options: Unpack[_Attaching]) -> Connecting:
+def connect(
+    instance: str | None = None,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    timeout: float = 5.0,
+    reconnect_s: float = 30.0,
+    token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
+    keys: str | os.PathLike[str] | None = None,
+    local: bool = True,
+) -> Connecting:
     """As `shmbroker.connect`: `await` it, or use it with `async with`, which closes the client."""
-    return Connecting(partial(sync.connect, instance, **options))
+    return Connecting(
+        partial(
+            sync.connect,
+            instance,
+            data_dir=data_dir,
+            timeout=timeout,
+            reconnect_s=reconnect_s,
+            token=token,
+            token_file=token_file,
+            keys=keys,
+            local=local,
+        )
+    )
 
 
 class Connecting:
