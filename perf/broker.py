@@ -118,6 +118,11 @@ class Broker:
         """What a client in another process needs: instance and data directory."""
         return self.instance, str(self.data_dir)
 
+    @property
+    def listening(self) -> tuple[str, str]:
+        """The same for a client that is to come over the network, of a broker that listens."""
+        return str(self.status()["listen"]["control"][0]), ""
+
     def status(self) -> dict[str, Any]:
         """What `status --json` prints."""
         with self.connect() as client:

@@ -19,7 +19,7 @@ import shmbroker
 import shmbroker.aio
 from shmbroker.perf.values import Checksum, ValueSpec, checksum_of
 
-Address = tuple[str, str]
+Address = tuple[str, str]  # instance and data directory, or where it listens and ""
 _ACK_S = 120.0
 _QUIET_S = 20.0
 Idle = Literal["adaptive", "spin", "park"]
@@ -31,7 +31,8 @@ class _Attached:
     def __init__(self, address: Address, cpu: int | None = None) -> None:
         if cpu is not None:
             os.sched_setaffinity(0, {cpu})
-        self.client = shmbroker.connect(address[0], data_dir=address[1], timeout=60)
+        # The network is taken where an address of it is given, though the broker is of this host.
+        self.client = shmbroker.connect(address[0], data_dir=address[1], timeout=60, local=False)
 
     def close(self) -> None:
         """Closes the client and what was made from it."""
@@ -41,10 +42,17 @@ class _Attached:
 class Sender(_Attached):
     """Sends the same values again and again, in the ways that are compared."""
 
-    def __init__(self, address: Address, topic: str, spec: ValueSpec, keyed: bool = False) -> None:
+    def __init__(
+        self,
+        address: Address,
+        topic: str,
+        spec: ValueSpec,
+        keyed: bool = False,
+        acks: str = "durable",
+    ) -> None:
         super().__init__(address)
         self._address = address
-        self.producer = self.client.producer()
+        self.producer = self.client.producer(acks=acks)
         self._topic, self._spec = topic, spec
         self._values = spec.make()
         self._keys = spec.make_keys() if keyed else []
@@ -60,7 +68,7 @@ class Sender(_Attached):
         return checksum_of([self._values])
 
     def many(self, partition: int = 0) -> float:
-        """One `send_many`, until it is durable."""
+        """One `send_many`, until it is acknowledged."""
         began = time.perf_counter()
         self.producer.send_many(self._topic, self._values, partition=partition).result(_ACK_S)
         return time.perf_counter() - began

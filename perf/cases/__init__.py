@@ -12,6 +12,7 @@ from shmbroker.perf.cases import (
     idle,
     many_partitions,
     recovery,
+    remote,
     remote_consume,
     remote_ingress,
     round_trip,
@@ -38,6 +39,7 @@ ALL: Final[tuple[Case, ...]] = (
     *remote_consume.CASES,
     *many_partitions.CASES,
     *remote_ingress.CASES,
+    *remote.CASES,
 )
 
 __all__ = ["ALL"]

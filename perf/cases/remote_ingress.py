@@ -17,6 +17,7 @@ import zmq
 from shmbroker._core.batch import encode_values
 from shmbroker.control import messages
 from shmbroker.control.tokens import find_token
+from shmbroker.perf.bare_zmq import BareDealer, BareRouter
 from shmbroker.perf.case import Bench, Case, Sizes, most_rounds, written
 from shmbroker.perf.limits import RawDisk
 from shmbroker.perf.remote import Remote
@@ -26,7 +27,6 @@ from shmbroker.perf.values import ValueSpec
 from shmbroker.wire.native.greeting import Hello
 from shmbroker.wire.native.ingress_client import IngressClient
 from shmbroker.wire.native.ingress_messages import Acks, Produce, Refused
-from shmbroker.wire.native.limits import IN_FLIGHT
 from shmbroker.wire.native.state import State
 
 _CONFIG: Final = '[listen]\naddress = "tcp://127.0.0.1:0"\n'
@@ -48,29 +48,6 @@ def _batches() -> list[bytes]:
     ]
 
 
-class BareRouter:
-    """Takes what comes to a ROUTER, answers, and throws it away."""
-
-    def __init__(self) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._port = self._socket.bind_to_random_port("tcp://127.0.0.1")
-
-    def address(self) -> str:
-        """Where it is."""
-        return f"tcp://127.0.0.1:{self._port}"
-
-    def serve(self, count: int) -> None:
-        """Answers so many messages."""
-        for _ in range(count):
-            identity = self._socket.recv_multipart(copy=False)[0]
-            self._socket.send_multipart([identity.bytes, bytes(32)])
-
-    def close(self) -> None:
-        """Gives the port back."""
-        self._context.destroy(linger=0)
-
-
 class BatchProducer:
     """A producer elsewhere that sends what was encoded before; and its bare counterpart."""
 
@@ -84,8 +61,8 @@ class BatchProducer:
         self._codec, self._ingress = IngressClient(), self._connect(hello["ingress"][0])
         self._ingress.send_multipart(self._codec.send(Hello(hello["data_token"].encode())))
         self._hear()
-        self._bare = self._connect(bare)
         self._batches, self._correlation = _batches(), 0
+        self._bare = BareDealer(bare, self._batches)
 
     def _connect(self, address: str) -> zmq.Socket[bytes]:
         sock = self._context.socket(zmq.DEALER)
@@ -127,18 +104,11 @@ class BatchProducer:
     def bare(self, count: int) -> float:
         """Seconds until so many messages of the same sizes are answered."""
         assert self._codec.state is State.OPEN
-        sock, head = self._bare, bytes(44)
-        began, sent = time.perf_counter(), 0
-        for answered in range(count):
-            while sent < min(count, answered + IN_FLIGHT):
-                sock.send(head, zmq.SNDMORE)
-                sock.send(self._batches[sent % _BATCHES], copy=False)
-                sent += 1
-            sock.recv()
-        return time.perf_counter() - began
+        return self._bare.move(count)
 
     def close(self) -> None:
         """Without a word."""
+        self._bare.close()
         self._context.destroy(linger=0)
 
 

@@ -33,6 +33,7 @@ struct shmb_ingress {
     uint64_t published;              /* bytes; what `head` shows */
     uint64_t next_seq;               /* of the next frame */
     uint64_t received;               /* receipts taken: frames below it are settled */
+    uint32_t ahead;                  /* frames without a receipt that don't count as work left (see dry) */
 };
 
 /* Takes over a ring from its shared words: a new one (all zero), or our own after a reattachment. */
@@ -59,10 +60,12 @@ static inline uint64_t shmb_ingress_room(const struct shmb_ingress *g)
     return g->capacity - (g->published - shmb_observe(&g->back->tail));
 }
 /* The writer has taken everything that was published: it waits for us. By receipts, which it stores just
- * before the tail, so that whoever has seen a receipt finds the writer dry. */
+ * before the tail, so that whoever has seen a receipt finds the writer dry. Where a receipt is a round trip
+ * away (a remote client's private ring) a few frames may be on their way, if all were taken. */
 static inline int shmb_ingress_dry(const struct shmb_ingress *g)
 {
-    return shmb_peek(&g->back->receipts) == g->next_seq;
+    uint64_t flying = g->next_seq - shmb_peek(&g->back->receipts);
+    return flying == 0 || (flying <= g->ahead && shmb_peek(&g->back->tail) == g->published);
 }
 /* Whether another frame may go in flight. Counted from receipts taken, not from those written: a place
  * is free once we have read what stands in it. */

@@ -84,6 +84,7 @@ cdef extern from "ingress.h" nogil:
         uint64_t published
         uint64_t next_seq
         uint64_t received
+        uint32_t ahead
 
     struct shmb_waiter:
         const shmb_a32 *epoch
@@ -311,6 +312,7 @@ cdef extern from "producer_relay.h" nogil:
 cdef extern from "producer_thread.h" nogil:
     struct shmb_tender_state "shmb_tender":
         shmb_a32 interval_us
+        shmb_a32 again_us
     shmb_tender_state shmb_tender
     uint32_t shmb_fork_generation
     void shmb_forks_count()

@@ -50,6 +50,7 @@ cdef class Outlet:
         if receipts_at == NULL:
             raise MemoryError(f"receipts {ident} can't be mapped")
         shmb_ingress_init(&self.o.ring, ring_at, receipts_at, <shmb_a32 *>park, writer, ident)
+        self.o.ring.ahead = connection.frames_ahead
         self.o.inflight = <shmb_pbatch **>calloc(self.o.ring.slots, sizeof(shmb_pbatch *))
         if self.o.inflight == NULL:
             raise MemoryError()

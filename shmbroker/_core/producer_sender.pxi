@@ -28,7 +28,9 @@ cdef class Sender:
         if not foreign:  # who asks for each topic where it needs to
             metadata.listen(self)
         interval = max(50, min(1000, linger_ms * 500))
-        if interval < shmb_peek32(&shmb_tender.interval_us):
+        if interval < shmb_peek32(&shmb_tender.again_us):
+            shmb_poke32(&shmb_tender.again_us, interval)
+        if not foreign and interval < shmb_peek32(&shmb_tender.interval_us):  # whole batches don't linger
             shmb_poke32(&shmb_tender.interval_us, interval)
         if self.codec:
             _compressing.add(self)

@@ -35,10 +35,11 @@ struct shmb_tender {
     uint32_t started;            /* the GIL's */
     struct shmb_outlet *outlets;
     shmb_a32 interval_us;        /* between two looks; the least linger of all producers, halved */
+    shmb_a32 again_us;           /* until another look where somebody was busy; no more than that */
     void (*python)(int work);    /* does what needs the GIL, SHMB_TENDER_*; takes it by itself */
     pthread_t thread;
 };
-static struct shmb_tender shmb_tender = {.interval_us = 1000};
+static struct shmb_tender shmb_tender = {.interval_us = 1000, .again_us = 1000};
 
 /* Raised in each forked child: objects remember the number they were made under. */
 static uint32_t shmb_fork_generation;
@@ -210,7 +211,8 @@ static int shmb_tender_sleep(int poll)
     if (moved || python || shmb_observe32(&shmb_tender.stop) || (!poll && shmb_tend_needed()))
         return 0;
     if (poll || busy)
-        until_ns = shmb_now_ns() + (int64_t)shmb_peek32(&shmb_tender.interval_us) * 1000;
+        until_ns = shmb_now_ns() +
+                   (int64_t)shmb_peek32(busy ? &shmb_tender.again_us : &shmb_tender.interval_us) * 1000;
     if (deadline_ns < until_ns)
         until_ns = deadline_ns;
     if (s.n == 1) {

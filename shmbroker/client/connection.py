@@ -87,6 +87,7 @@ class Connection:
     park: Mapping  # the park words, writable
     ring_bytes: int = 1 << 20  # of an ingress ring, before a batch needs a larger one
     batch_bytes: int = 128 << 10  # of a batch under load; 64 to 256 KiB measure alike
+    frames_ahead: int = 0  # unanswered frames behind which a lone record still leaves at once
     attachment: Any  # an Identity, with what else the subclass's broker tells
 
     def __init__(self, *, timeout: float, reconnect_s: float) -> None:

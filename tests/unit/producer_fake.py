@@ -207,6 +207,7 @@ class FakeConnection:
     """What a Sender uses of client.connection.Connection."""
 
     ring_bytes, batch_bytes = Connection.ring_bytes, Connection.batch_bytes
+    frames_ahead = Connection.frames_ahead
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker

@@ -19,6 +19,7 @@ from shmbroker._core.batch import next_batch
 from shmbroker._core.reader import EpochWord, Mapping
 from shmbroker.client.metadata import Metadata
 from shmbroker.client.producer import Producer
+from shmbroker.client.remote.connection import RemoteConnection
 from shmbroker.client.remote.mirror import Mirror, Spot
 
 TOPIC = bytes(range(16))
@@ -45,6 +46,7 @@ class Here:
     """A connection that is nothing but a mirror; the test is the thread behind it."""
 
     ring_bytes, batch_bytes = 1 << 20, 128 << 10
+    frames_ahead = RemoteConnection.frames_ahead
 
     def __init__(self) -> None:
         self.bell = os.eventfd(0, os.EFD_NONBLOCK)
@@ -163,6 +165,36 @@ def test_a_published_frame_rings_the_bell_and_its_answer_settles_the_receipt(
     for wrong in (seq, seq + 1):
         with pytest.raises(ValueError, match="waits for no answer"):
             ring.answer(wrong, 0, 0)
+
+
+def test_a_lone_record_does_not_wait_for_the_answers_to_those_before(here: Here) -> None:
+    with Producer(client_of(here), linger_ms=60_000) as producer:
+        assert here.frames_ahead >= 2
+        frames = []
+        for n in range(here.frames_ahead + 1):
+            producer.send("t", b"%d" % n, partition=0)
+            frames += here.frames()
+            assert len(frames) == n + 1
+        producer.send("t", b"so many are on their way that it gathers others", partition=0)
+        assert here.frames() == []
+        for ring, seq, *_ in frames:
+            ring.answer(seq, 0, seq)
+        producer._sender_state.publish()
+        ((ring, seq, *_),) = here.frames()
+        ring.answer(seq, 0, seq)
+
+
+def test_records_gather_while_the_connection_takes_none(here: Here) -> None:
+    with Producer(client_of(here), linger_ms=60_000) as producer:
+        for value in (b"leaves at once", b"gathers", b"gathers too"):
+            producer.send("t", value, partition=0)
+        ((ring, seq, *_),) = here.frames()
+        producer._sender_state.publish()
+        ((_, last, _, batch, _),) = here.frames()
+        assert b"gathers" in batch
+        assert b"gathers too" in batch
+        ring.answer(seq, 0, 0)
+        ring.answer(last, 0, 1)
 
 
 @pytest.mark.parametrize("seed", range(5))

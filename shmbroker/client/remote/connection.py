@@ -47,6 +47,7 @@ class RemoteConnection(Connection):
 
     ring_bytes = 8 << 20
     batch_bytes = 512 << 10  # each costs some steps in Python here and in ingress
+    frames_ahead = 4  # an answer is a round trip away, which a lone record is not to wait for
     attachment: RemoteAttachment
 
     def __init__(
