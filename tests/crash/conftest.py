@@ -15,5 +15,6 @@ _spec.loader.exec_module(_module)
 Broker = _module.Broker
 broker = _module.broker
 broker_config = _module.broker_config
+reach = _module.reach
 
-__all__ = ["Broker", "broker", "broker_config"]
+__all__ = ["Broker", "broker", "broker_config", "reach"]
