@@ -11,6 +11,7 @@ published and not answered goes out again by itself after a break.
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -72,6 +73,7 @@ class RemoteConnection(Connection):
         self._link = IngressLink(self._context, self._mirror, self.prepare, _PROGRAM)
         self._streams: Streams | None = None
         self._heard: HeardPressures | None = None
+        self._poller, self._watched = zmq.Poller(), list[Any]([None])
         self._forgotten = False  # the broker refused a request: it knows this client no more
         self._begin()
 
@@ -202,29 +204,33 @@ class RemoteConnection(Connection):
         """Sees to what is ready; False when the broker is gone."""
         if self._bell in ready:
             drain(self._bell)
+            self._link.pump()  # a lone record is on its way before anything else is looked at
         if self._wake_fd in ready:
             drain(self._wake_fd)
         if self._desk.monitor in ready:
             return False
         if self._desk.socket in ready and not self._hear_desk():
             return False
-        self._link.receive()
-        self._link.pump()
+        link = self._link
+        if link.monitor in ready:
+            link.look_at_monitor()
+        if link.socket in ready and link.receive():
+            link.pump()
         heard = self._heard
         if heard is not None and heard.socket in ready:
             heard.receive()
         return True
 
     def _poll(self, timeout_s: float) -> dict[Any, int]:
-        poller = zmq.Poller()
-        for what in (self._bell, self._wake_fd, self._desk.socket, self._desk.monitor):
-            poller.register(what, zmq.POLLIN)
-        for sock in (self._link.socket, self._link.monitor):
-            if sock is not None:
-                poller.register(sock, zmq.POLLIN)
-        if self._heard is not None:
-            poller.register(self._heard.socket, zmq.POLLIN)
-        return dict(poller.poll(int(timeout_s * 1000) + 1))
+        heard, link = self._heard, self._link
+        watched: list[Any] = [self._bell, self._wake_fd, self._desk.socket, self._desk.monitor]
+        watched += [link.socket, link.monitor, None if heard is None else heard.socket]
+        if not all(map(operator.is_, watched, self._watched)):
+            self._poller, self._watched = zmq.Poller(), watched
+            for what in watched:
+                if what is not None:
+                    self._poller.register(what, zmq.POLLIN)
+        return dict(self._poller.poll(int(timeout_s * 1000) + 1))
 
     def _hear_desk(self) -> bool:
         """Takes what control says unasked; False when the broker knows us no more."""

@@ -107,22 +107,21 @@ class IngressLink:
         self._waiting.clear()
         self._session = IngressClient()
 
-    def receive(self) -> None:
-        """Takes what has come. Never waits."""
-        self._look_at_monitor()
-        for _ in range(_AT_ONCE):
+    def receive(self) -> bool:
+        """Takes what has come, and says whether there was anything. Never waits."""
+        for n in range(_AT_ONCE):
             if self.socket is None:
-                return
+                return True
             try:
                 parts = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                return n > 0
             self._heard_s = time.monotonic()
             try:
                 event = self._session.receive_message(parts)
             except ShmbrokerError as error:
                 self._failed(error)
-                return
+                return True
             match event:
                 case Acknowledged(entries):
                     for correlation, offset in entries:
@@ -135,6 +134,7 @@ class IngressLink:
                     self._hello()
                 case Failed(why):
                     self._failed(why)
+        return True
 
     def pump(self) -> None:
         """Sends what there is credit for: first what goes again, then new frames."""
@@ -192,7 +192,8 @@ class IngressLink:
         self._heard_s = self._said_s = time.monotonic()
         sock.connect(self._endpoint)
 
-    def _look_at_monitor(self) -> None:
+    def look_at_monitor(self) -> None:
+        """Says hello where a connection stands."""
         while self.monitor is not None and self.monitor.poll(0):
             if recv_monitor_message(self.monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._heard_s = time.monotonic()
