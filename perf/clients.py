@@ -32,7 +32,8 @@ class _Attached:
         if cpu is not None:
             os.sched_setaffinity(0, {cpu})
         # The network is taken where an address of it is given, though the broker is of this host.
-        self.client = shmbroker.connect(address[0], data_dir=address[1], timeout=60, local=False)
+        local = "://" not in address[0]
+        self.client = shmbroker.connect(address[0], data_dir=address[1], timeout=60, local=local)
 
     def close(self) -> None:
         """Closes the client and what was made from it."""

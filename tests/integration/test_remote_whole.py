@@ -82,9 +82,16 @@ def consumer_of(told: dict[str, Any]) -> StreamConsumer:
 
 
 def read_all(told: dict[str, Any], topic: Topic, until: int) -> list[bytes]:
-    with consumer_of(told) as consumer:
-        assert isinstance(consumer.subscribe(topic.id.hex()), Subscribed)
-        raw = consumer.read(until)
+    """From the beginning; again when it meets a reader that is about to die."""
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        try:
+            with consumer_of(told) as consumer:
+                assert isinstance(consumer.subscribe(topic.id.hex()), Subscribed)
+                raw = consumer.read(until)
+            break
+        except (OSError, RuntimeError):  # the rig's word for a connection that has ended
+            assert time.monotonic() < deadline
     assert check_gapless(raw, 0) == until
     return [value or b"" for value in decode_values(raw)]
 

@@ -23,7 +23,7 @@ from shmbroker.client.admin import process_context
 from shmbroker.client.attach import program_name
 from shmbroker.client.connection import Connection, drain
 from shmbroker.client.remote.data_port import DataPort
-from shmbroker.client.remote.hello import Credentials, Desk, RemoteAttachment, meet
+from shmbroker.client.remote.hello import Credentials, Desk, RemoteAttachment, meet, shortened
 from shmbroker.client.remote.ingress_link import IngressLink
 from shmbroker.client.remote.mirror import Mirror
 from shmbroker.client.remote.pressure import HeardPressures
@@ -59,7 +59,7 @@ class RemoteConnection(Connection):
         self._address, self._credentials = address, credentials
         self._context = process_context()
         try:
-            self._desk = Desk(self._context, address, credentials)
+            self._desk = Desk(self._context, shortened(address), credentials)
         except ValueError as error:
             raise NoBroker(address, address, str(error)) from None
         try:
@@ -97,7 +97,7 @@ class RemoteConnection(Connection):
     @property
     def control_address(self) -> str:
         """See Connection."""
-        return self._address
+        return shortened(self._address)
 
     def prepare(self, sock: zmq.Socket[bytes], endpoint: str) -> None:
         """See Connection."""
@@ -259,7 +259,7 @@ class RemoteConnection(Connection):
     def _find_again(self, deadline: float) -> bool:
         before = self.attachment
         patience = min(self.timeout, max(_LAST_ATTEMPT_S, deadline - time.monotonic()))
-        desk = Desk(self._context, self._address, self._credentials)
+        desk = Desk(self._context, shortened(self._address), self._credentials)
         try:
             told = meet(
                 desk, self._address, self._credentials, patience, before, lambda: self._closed

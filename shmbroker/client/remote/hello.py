@@ -21,6 +21,7 @@ from shmbroker.client.attach import program_name
 from shmbroker.control.keys import CLIENT, SECRET_SUFFIX, KeyDirectory, read_pair, read_secret
 from shmbroker.control.tokens import find_token
 from shmbroker.errors import ConfigError, NoBroker, from_wire
+from shmbroker.places import Places
 
 _VERSION: Final = 1
 _TOKEN_BYTES: Final = 256
@@ -37,6 +38,14 @@ _SCHEMES: Final = ("tcp://", "ipc://")
 def is_remote(instance: str) -> bool:
     """Whether this is the address of a broker that listens, and no instance's name."""
     return instance.startswith(_SCHEMES)
+
+
+def shortened(address: str) -> str:
+    """The address as a socket takes it: a long path to a Unix socket leads through a short link."""
+    if not address.startswith("ipc:///"):
+        return address
+    path = Path(address.removeprefix("ipc://"))
+    return Places.find(str(path.parent)).zmq_address(path.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,4 +264,4 @@ def _reached(endpoint: str, address: str) -> str:
     return format_tcp(host, port)
 
 
-__all__ = ["Credentials", "Desk", "RemoteAttachment", "is_remote", "meet"]
+__all__ = ["Credentials", "Desk", "RemoteAttachment", "is_remote", "meet", "shortened"]
