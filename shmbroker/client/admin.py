@@ -64,6 +64,8 @@ class Control:
                 self._lock.release()
             if answer is not None:
                 return answer
+            if op == "shutdown":  # it is gone, which was asked for; its answer went with it
+                return {}
             if not repeatable:
                 raise OutcomeUnknown(
                     f"the broker went away during {op}; look whether it was done, then try again"

@@ -45,6 +45,13 @@ def unfound(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return token
 
 
+def same_place(one: str, other: str) -> bool:
+    """Whether two addresses lead to one socket: the rig's may go through a short link."""
+    return os.path.realpath(one.removeprefix("ipc://")) == os.path.realpath(
+        other.removeprefix("ipc://")
+    )
+
+
 def test_a_token_is_asked_for_and_may_be_given_in_each_way(
     broker: Broker, unfound: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,7 +65,7 @@ def test_a_token_is_asked_for_and_may_be_given_in_each_way(
     for given in ({"token": unfound}, {"token_file": file}):
         with connect(broker.address, local=False, **given) as client:  # type: ignore[arg-type]
             assert client.topics() == []
-            assert client.address == broker.address
+            assert same_place(client.address, broker.address)
             assert client.instance == broker.instance
     with pytest.raises(errors.ConfigError, match="given-not"):
         connect(broker.address, token_file=tmp_path / "given-not")
@@ -122,7 +129,7 @@ def test_where_shared_memory_is_not_here_a_name_leads_to_the_unix_sockets(
     for name in (broker.instance, str(broker.places.runtime_dir)):
         with connect(name) as client:
             assert isinstance(client.connection, RemoteConnection)
-            assert client.address == broker.address
+            assert same_place(client.address, broker.address)
 
 
 def test_a_token_of_this_host_is_shown_to_no_other_address(
