@@ -74,10 +74,11 @@ class Load:
         """What control answers; waits for a broker that is just stopping, or being started."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            with RemotePeer(self.control) as peer:
+            # A request that a dying broker took with it is answered by none: ask again.
+            with RemotePeer(self.control, limit_s=2) as peer:
                 try:
                     return peer.hello(self.broker.places.token_file.read_text().strip())
-                except (FileNotFoundError, AssertionError):
+                except (FileNotFoundError, AssertionError, TimeoutError):
                     assert time.monotonic() < deadline
                     time.sleep(0.01)
 

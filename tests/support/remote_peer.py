@@ -17,8 +17,14 @@ class RemotePeer:
     """A DEALER on control; says nothing by itself."""
 
     def __init__(
-        self, address: str, *, server_key: bytes | None = None, pair: KeyPair | None = None
+        self,
+        address: str,
+        *,
+        server_key: bytes | None = None,
+        pair: KeyPair | None = None,
+        limit_s: float = LIMIT_S,
     ) -> None:
+        self._limit_s = limit_s  # for an answer
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = 0
@@ -81,7 +87,7 @@ class RemotePeer:
     def _exchange(self, op: str, args: dict[str, Any]) -> dict[str, Any]:
         number = next(self._ids)
         self.send(orjson.dumps({"v": 1, "id": number, "op": op, **self.who, **args}))
-        while (answer := self.receive(LIMIT_S)) is not None:
+        while (answer := self.receive(self._limit_s)) is not None:
             if answer.get("id") == number:
                 return answer
             if "event" in answer:

@@ -102,7 +102,8 @@ class Subscription:
             self._missing(why)
             return None
         self._missing_since = 0.0
-        head = self.peer.codec.batches_head(self.number, ends, found.size_bytes)
+        # Asked for anew: the end has moved on since, and no batch may stand past the ends told.
+        head = self.peer.codec.batches_head(self.number, partition.ends(), found.size_bytes)
         frame = Frame(self, head, self.offset, found)
         if isinstance(found.place, Ring):
             self._place = (found.place.generation, found.place.position + found.size_bytes)
