@@ -67,8 +67,8 @@ class IngressLink:
     ) -> None:
         """`prepare` sets options before the socket connects (keys); `name` is the program's."""
         self._context, self._mirror, self._prepare, self._name = context, mirror, prepare, name
-        # ZeroMQ's copy of each batch is a block of its own. glibc gives it back to the kernel and takes
-        # fresh pages for the next (0.3 s of processor a GB), until it has seen one as large freed.
+        # ZeroMQ copies a batch to a block of its own. glibc gives that back to the kernel and has a
+        # fresh one for the next (0.3 s of processor a GB), until it has seen one as large freed.
         bytes(_HEAP_BYTES)
         self._session = IngressClient()
         self._correlations = itertools.count(1)

@@ -108,8 +108,11 @@ class Mirror:
             return list(self._rings.values())
 
     def arm(self) -> bool:
-        """Has the next publication ring the bell; True when there is something to look at already."""
-        return any([ring.arm() for ring in self.rings()])
+        """Has the next publication ring the bell; True when there is one to look at already."""
+        there = False
+        for ring in self.rings():
+            there |= ring.arm()
+        return there
 
     def spot(self, writer: int, slot: int) -> Spot:
         """Whose frame that is."""
