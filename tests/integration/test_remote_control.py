@@ -15,7 +15,8 @@ from remote_peer import RemotePeer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from acceptor_harness import HERE, LIMIT_S, REPOSITORY, Broker, broker_at, eventually
+from acceptor_harness import HERE, REPOSITORY, Broker, broker_at
+from waiting import LIMIT_S, eventually
 
 from shmbroker.config import Places
 
@@ -116,7 +117,7 @@ def test_an_old_or_unknown_version_is_a_clear_error(shared: Broker) -> None:
 
 
 def test_no_more_clients_than_are_allowed_until_a_silent_one_is_forgotten(broker: Broker) -> None:
-    broker.up(address=ANYWHERE, heartbeat_ms=300, dead_ms=1500, max_connections=2)
+    broker.up(address=ANYWHERE, heartbeat_ms=300, dead_ms=3000, max_connections=2)
     address, token = listen_of(broker)["control"][0], token_of(broker)
     with RemotePeer(address) as silent, RemotePeer(address) as speaking, RemotePeer(address) as new:
         speaking.hello(token)

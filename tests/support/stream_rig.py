@@ -33,7 +33,7 @@ from shmbroker.workers.streams.door import open_tcp, open_unix
 from shmbroker.workers.streams.server import Streams
 
 TOKEN = b"a token"
-LIMIT_S = 20.0
+LIMIT_S = 40.0
 PLENTY = 1 << 50
 HEARTBEATS = ListenSection(heartbeat_ms=3000, dead_ms=9000)
 

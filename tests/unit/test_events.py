@@ -25,7 +25,7 @@ from shmbroker.workers.events import QUEUE_MESSAGES, REFUSED_MAX, Events
 from shmbroker.workers.loop import Loop
 
 SECRET = b"5ecre7"
-LIMIT_MS = 10_000
+LIMIT_MS = 40_000
 SPOT = Spot("t", 0, 0, 0, 1)
 
 
