@@ -1,7 +1,7 @@
 """A worker's side of the talk with its acceptor: says hello, answers what it is asked.
 
-Every worker has one, on a DEALER socket to `workers` (docs/ARCHITECTURE.md, Control), and everything
-of it runs in the worker's main thread. The other side is `worker_link.py`.
+Every worker has one, on a DEALER socket to `workers` (docs/ARCHITECTURE.md, Control), in its main
+thread. The other side is `worker_link.py`.
 
 Invariants: each request is answered once, by what its operation returns or raises, or later by
 `reply` when it returned None; what an operation can't do never ends the worker.
@@ -40,7 +40,7 @@ class AcceptorLink:
         self.socket.linger = _LAST_WORDS_MS
 
     def hello(self, **who: Any) -> None:
-        """Connects, and says that this worker is there: its `writer` or `worker` name, its `pid`."""
+        """Connects, and says which worker is there: its `writer` or `worker` name, its `pid`."""
         self.socket.connect(self._address)
         self.socket.send(messages.encode_request("hello", 0, **who))
 

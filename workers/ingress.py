@@ -56,9 +56,7 @@ class Ingress:
         )
         self._stopping = False
         operations = {"status": self._status, "stop": self._stop}
-        self._acceptor = AcceptorLink(
-            door.context, spec.workers_address, "ingress", operations
-        )
+        self._acceptor = AcceptorLink(door.context, spec.workers_address, "ingress", operations)
 
     def run(self) -> None:
         """Serves until told to stop."""

@@ -307,3 +307,23 @@ def test_with_keys_a_program_produces_and_consumes_and_without_nobody_gets_in(
     assert broker.run("keys", "revoke", "laptop").returncode == 0
     with pytest.raises((errors.NoBroker, errors.ConfigError)):
         connect(address, keys=keys, local=False, timeout=1.5)
+
+
+@pytest.mark.parametrize("broker_config", ["[listen]\ndead_ms = 300000\n"])
+def test_who_leaves_says_goodbye_and_so_does_who_found_the_way_past_the_network(
+    broker: Broker,
+) -> None:
+    """They would count as clients until they are missed, here after five minutes."""
+    with connect(broker.address, local=False) as watching:
+        mine = watching.connection.attachment.client
+
+        def others() -> list[int]:
+            clients = watching.status()["listen"]["clients"]
+            return [c["client"] for c in clients if c["client"] != mine]
+
+        with connect(broker.address) as near:
+            assert isinstance(near.connection, LocalConnection)
+            eventually(lambda: others() == [], others)
+        with connect(broker.address, local=False) as far, far.producer():
+            assert others() == [far.connection.attachment.client]
+        eventually(lambda: others() == [], others)

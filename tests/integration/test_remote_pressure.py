@@ -11,6 +11,7 @@ import pytest
 import zmq
 from ingress_rig import PATIENCE_S, Remote, Topic
 from remote_peer import RemotePeer
+from streamed import LISTENING, connect_remote
 from waiting import eventually
 
 from shmbroker.client.client import Client
@@ -179,3 +180,29 @@ def test_a_remote_producer_asks_as_a_local_one_does(slow_broker: Any, disk: Any)
     with slow_broker.client() as local:
         (partition,) = local.status()["partitions"]
         assert partition["log_end_offset"] + lost == offered
+
+
+@pytest.mark.parametrize(
+    "broker_config",
+    [f"{LISTENING}[pressure]\nsoft_fill_percent = 5\nhard_fill_percent = 95\nmargin_percent = 1\n"],
+)
+def test_a_remote_producers_own_ring_is_judged_by_the_brokers_thresholds(broker: Any) -> None:
+    with connect_remote(broker) as client, client.producer() as producer:
+        client.create_topic("t")
+        producer.send_and_wait("t", b"first", timeout=PATIENCE_S)
+
+        def level() -> Any:
+            return producer.pressure().partitions[TopicPartition("t", 0)]
+
+        eventually(lambda: (level().state, level().cause) == ("ok", "none"), level)
+        (ingress,) = broker.workers("ingress")
+        ingress.suspend()
+        try:
+            while level().ingress_fill < 0.1:
+                producer.send("t", bytes(10_000))
+            assert level().ingress_fill < 0.4, "the usual limit is 50 %"
+            assert (level().state, level().cause) == ("soft", "ingress")
+        finally:
+            ingress.resume()
+        producer.flush(PATIENCE_S)
+        eventually(lambda: level().state == "ok", level)
