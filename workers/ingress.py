@@ -52,7 +52,7 @@ class Ingress:
         attachment = client.connection.attachment
         self._prefix = attachment.prefix
         self._sessions = Sessions(
-            self._relay, spec.listen, spec.token, attachment.dir_id, self._writers
+            self._relay, spec.listen, spec.tokens, attachment.dir_id, self._writers
         )
         self._stopping = False
         operations = {"status": self._status, "stop": self._stop}

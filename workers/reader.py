@@ -42,7 +42,7 @@ class Reader:
         self._spec = spec
         self._loop = Loop()
         self._streams = Streams(
-            client, open_doors(spec), spec.token, spec.listen, self._loop.after, self._broker_gone
+            client, open_doors(spec), spec.tokens, spec.listen, self._loop.after, self._broker_gone
         )
         operations = {"status": self._status, "stop": self._stop}
         self._acceptor = AcceptorLink(

@@ -26,6 +26,7 @@ from shmbroker import errors
 from shmbroker.addresses import format_tcp
 from shmbroker.config import LoadedConfig
 from shmbroker.control import messages
+from shmbroker.control.authorized import DataTokens
 from shmbroker.control.listening import Listening
 from shmbroker.control.remote_clients import RemoteClient, RemoteClients
 from shmbroker.control.zap import Gate, guard
@@ -74,6 +75,7 @@ class RemoteControl:
         self.sessions = RemoteClients(next_id, listen.max_connections, self._dead_s, time.monotonic)
         self._doors: list[_Door] = []
         self._gate: Gate | None = None
+        self._tokens = DataTokens(b"") if listening is None else listening.tokens
         self._looking = False
         self.hellos_refused = 0  # without the token, or with a wrong one
 
@@ -162,7 +164,7 @@ class RemoteControl:
         return sock
 
     def _add(self, sock: zmq.Socket[bytes], listening: Listening, *, is_tcp: bool) -> None:
-        tells: dict[str, Any] = {"data_token": listening.data_token, "curve": False}
+        tells: dict[str, Any] = {"curve": False}
         for name in ("ingress", "data", "events"):
             endpoint = listening.tcp_endpoint(name)
             tells[name] = [endpoint] if is_tcp else listening.unix_endpoints(name)
@@ -184,7 +186,7 @@ class RemoteControl:
     def _do(
         self, door: _Door, identity: bytes, key: str, request: messages.Request, answer: Answer
     ) -> None:
-        if door.has_keys and self._gate is not None and not self._gate.knows(key):
+        if door.has_keys and self._gate is not None and not self._gate.authorized.knows(key):
             raise errors.AuthenticationFailed(f"the key {key!r} is authorised no more")
         if request.op == "hello":
             answer(self._hello(door, identity, key, request))
@@ -236,8 +238,13 @@ class RemoteControl:
             "runtime_dir": str(broker["runtime_dir"]),
             "pressure": broker["pressure"],
             **{name: broker[name] for name in ("instance", "data_dir_id", "boot_id", "broker_pid")},
+            "data_token": self._data_token(key if door.has_keys else None),
             **door.tells,
         }
+
+    def _data_token(self, key: str | None) -> str:
+        assert self._listening is not None
+        return self._listening.data_token if key is None else self._tokens.of(key).decode()
 
     def _check_token(self, given: str | None, has_key: bool) -> None:
         assert self._listening is not None
@@ -270,6 +277,14 @@ class RemoteControl:
             self._readable(door)
         for client in self.sessions.forget_silent():
             _log.info("remote client is silent and forgotten", client=client.client)
+        for client in list(self.sessions.clients.values()):
+            if (
+                client.key
+                and self._gate is not None
+                and not self._gate.authorized.knows(client.key)
+            ):
+                self.sessions.forget(client)
+                _log.info("remote client's key is revoked", client=client.client, key=client.key)
         self._look_later()
 
 

@@ -21,7 +21,7 @@ import zmq
 from waiting import eventually
 
 from shmbroker import aio, errors
-from shmbroker.client.client import connect
+from shmbroker.client.client import Client, connect
 from shmbroker.client.local_connection import LocalConnection
 from shmbroker.client.remote.connection import RemoteConnection
 from shmbroker.client.remote.hello import Credentials, RemoteAttachment
@@ -327,3 +327,59 @@ def test_who_leaves_says_goodbye_and_so_does_who_found_the_way_past_the_network(
         with connect(broker.address, local=False) as far, far.producer():
             assert others() == [far.connection.attachment.client]
         eventually(lambda: others() == [], others)
+
+
+def test_a_revoked_key_ends_what_is_open_within_seconds_and_nothing_of_another_key(
+    keyed: tuple[Broker, Path],
+) -> None:
+    broker, keys = keyed
+    address = broker.address.replace("0.0.0.0", "127.0.0.1")
+    assert broker.run("keys", "generate", "--client", "desk").returncode == 0
+    stays = keys.with_name("desk")
+
+    def others(client: Client) -> dict[str, Any]:
+        """What `status` says of the connections, of all but control."""
+        listen = client.status()["listen"]
+        return {w["name"]: w.get("connections") for w in listen["workers"]}
+
+    with broker_client(broker) as local:
+        local.create_topic("t", partitions=1)
+        with (
+            connect(address, keys=stays, local=False) as desk,
+            desk.producer() as mine,
+            desk.consumer("t", start="earliest") as reading,
+            connect(address, keys=keys, local=False, reconnect_s=1.0) as laptop,
+        ):
+            producer, consumer = laptop.producer(), laptop.consumer("t", start="earliest")
+            for each in (producer, mine):
+                each.send_and_wait("t", b"before", timeout=40)
+            for one in (consumer, reading):
+                assert [one.poll(40).value for _ in range(2)] == [b"before"] * 2
+            eventually(
+                lambda: others(local) == {"ingress-0": 2, "reader-0": 2}, lambda: others(local)
+            )
+            epoch = desk.connection.epoch.value
+            assert broker.run("keys", "revoke", "laptop").returncode == 0
+            eventually(
+                lambda: others(local) == {"ingress-0": 1, "reader-0": 1}, lambda: others(local)
+            )
+            mine.send_and_wait("t", b"after", timeout=40)
+            assert reading.poll(40).value == b"after"
+            assert desk.connection.epoch.value == epoch, "it saw nothing of it"
+            with pytest.raises(errors.ShmbrokerError):  # nor does anything come that is new
+                while True:
+                    assert consumer.poll(40) is None
+            with pytest.raises(errors.ShmbrokerError):
+                producer.send_and_wait("t", b"refused", timeout=40)
+            with pytest.raises(errors.ShmbrokerError):
+                producer.close(timeout=5)
+            consumer.close()
+        with local.consumer("t", start="earliest") as consumer:
+            found = [consumer.poll(40).value for _ in range(3)]
+            assert found == [b"before", b"before", b"after"]
+            assert consumer.poll(0) is None
+
+
+def broker_client(broker: Broker) -> Client:
+    """One of this host's, for whom no key counts."""
+    return connect(broker.instance)
