@@ -133,7 +133,7 @@ def test_times_templates_and_the_other_ends(broker: Any) -> None:
                 r"{topic}[{partition}]\t{offset:>3} {key}={value:.1}|{headers}", "-e")  # fmt: skip
     assert done.stdout == b"t[0]\t  9 k=v|\n"
     begun = time.monotonic()
-    done = _run(broker, "consume", "t", "--timeout", "0.2")
+    done = _run(broker, "consume", "t", "--timeout", "2")  # to attach, too
     assert (done.returncode, done.stdout) == (4, b"")
     assert time.monotonic() - begun < 40  # and not until a record comes
     with broker.client() as client, client.producer() as producer:
