@@ -18,7 +18,7 @@ from shmbroker._core import shm
 from shmbroker._core.batch import next_batch
 from shmbroker._core.reader import EpochWord, Mapping
 from shmbroker.client.metadata import Metadata
-from shmbroker.client.producer import Producer
+from shmbroker.client.producer import Producer, outlets_of
 from shmbroker.client.remote.connection import RemoteConnection
 from shmbroker.client.remote.mirror import Mirror, Spot
 
@@ -229,9 +229,10 @@ def test_records_gather_while_the_connection_takes_none(here: Here) -> None:
     with Producer(client_of(here), linger_ms=60_000) as producer:
         for value in (b"leaves at once", b"gathers", b"gathers too"):
             producer.send("t", value, partition=0)
-        ((ring, seq, *_),) = here.frames()
+        (counters,) = outlets_of(here).counters().values()
+        assert counters["in_flight"] == 1, "who takes it has the others sent"
         producer._sender_state.publish()
-        ((_, last, _, batch, _),) = here.frames()
+        (ring, seq, *_), (_, last, _, batch, _) = here.frames()
         assert b"gathers" in bytes(batch)
         assert b"gathers too" in bytes(batch)
         ring.answer(seq, 0, 0)
