@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -170,3 +172,25 @@ def test_waits_end_with_broker_gone_when_it_stays_away(broker: Broker) -> None:
         broker.start()
         assert receipt.result(40).offset == 1
         producer.close()
+
+
+@pytest.mark.parametrize("reach", ["local", "tcp"])
+def test_a_closed_connection_leaves_nothing_mapped_and_nothing_open(broker: Broker) -> None:
+    """Its rings used to stay, five mappings and their memory, for as long as the program ran."""
+
+    def come_and_go() -> tuple[int, int]:
+        with broker.client() as client, client.producer() as producer:
+            client.create_topic("t", if_not_exists=True)
+            producer.send_and_wait("t", b"x", timeout=40)
+            with client.consumer("t", start="earliest") as consumer:
+                assert consumer.poll(40) is not None
+        del client, producer, consumer
+        gc.collect()
+        mapped = [line for line in Path("/proc/self/maps").read_text().splitlines()
+                  if "shmb" in line or "memfd" in line]  # fmt: skip
+        return len(mapped), len(os.listdir("/proc/self/fd"))
+
+    come_and_go()  # what a process makes once
+    left = come_and_go()
+    for _ in range(3):
+        assert come_and_go() <= left
