@@ -41,10 +41,12 @@ _AT_ONCE: Final = 64  # messages, before the acceptor looks at something else
 _NAME_MAX: Final = 200
 _KEEPALIVE_S: Final = 3
 _KEEPALIVES: Final = 3
+_MANY: Final = 100  # clients whose heartbeats are looked at together, and how often
+_REST_S: Final = 0.02
 _log = get_logger("shmbroker.remote")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Door:
     """One socket, and what those who came through it are told."""
 
@@ -77,6 +79,8 @@ class RemoteControl:
         self._gate: Gate | None = None
         self._tokens = DataTokens(b"") if listening is None else listening.tokens
         self._looking = False
+        self._resting: set[_Door] = set()
+        self._only_heartbeats = False  # in what was looked at last
         self.hellos_refused = 0  # without the token, or with a wrong one
 
     def open(self) -> None:
@@ -176,18 +180,37 @@ class RemoteControl:
         self._loop.watch(sock, partial(self._readable, door))
 
     def _readable(self, door: _Door) -> None:
-        for identity, data, key in _with_keys(door) if door.has_keys else _without(door):
+        self._only_heartbeats = True
+        found = _with_keys(door) if door.has_keys else _without(door)
+        for identity, data, key in found:
             respond(
                 data,
                 partial(send, door.socket, identity),
                 partial(self._do, door, identity, key),
             )
+        is_all = len(found) < _AT_ONCE
+        if is_all and self._only_heartbeats and len(self.sessions.clients) >= _MANY:
+            self._rest(door)
+
+    def _rest(self, door: _Door) -> None:
+        """The heartbeats of many come one by one and cost a wake-up each, and nobody waits for
+        their answers: what comes in the next moment is looked at together."""
+        if door not in self._resting:
+            self._resting.add(door)
+            self._loop.unwatch(door.socket)
+            self._loop.after(_REST_S, partial(self._wake, door))
+
+    def _wake(self, door: _Door) -> None:
+        self._resting.discard(door)
+        if door in self._doors:
+            self._loop.watch(door.socket, partial(self._readable, door))
 
     def _do(
         self, door: _Door, identity: bytes, key: str, request: messages.Request, answer: Answer
     ) -> None:
         if door.has_keys and self._gate is not None and not self._gate.authorized.knows(key):
             raise errors.AuthenticationFailed(f"the key {key!r} is authorised no more")
+        self._only_heartbeats &= request.op == "heartbeat"
         if request.op == "hello":
             answer(self._hello(door, identity, key, request))
             return
