@@ -73,7 +73,7 @@ def _values_once(broker: Any, topic: str) -> list[tuple[int, bytes]]:
         found: list[tuple[int, bytes]] = []
         if sum(consumer.lag().values()) == 0:
             return found
-        for batch in consumer.batches(timeout=10):
+        for batch in consumer.batches(timeout=40):
             found += zip(batch.offsets(), batch.values(), strict=True)
             if found[-1][0] == end - 1:
                 break
@@ -144,7 +144,7 @@ def test_a_backup_under_load_with_retention_is_whole_and_serves_the_same_offsets
         assert {p["state"] for p in now["partitions"]} == {"online"}
         with new.producer() as producer:
             receipt = producer.send("busy", b"on", partition=0)
-            assert receipt.result(10).offset == busy["end_offset"]
+            assert receipt.result(40).offset == busy["end_offset"]
     second.restart()
     assert _values(second, "busy")[-1] == (busy["end_offset"], b"on")
 
