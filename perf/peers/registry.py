@@ -1,0 +1,22 @@
+"""All drivers, in the order in which they run and are shown: the broker first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from shmbroker.perf.peers.peer import Peer
+
+ALL: Final[tuple[type[Peer], ...]] = ()
+
+
+def chosen(names: Sequence[str]) -> tuple[type[Peer], ...]:
+    """Those of these names, all when there are none; raises ValueError."""
+    unknown = sorted(set(names) - {peer.name for peer in ALL})
+    if unknown:
+        known = ", ".join(peer.name for peer in ALL)
+        raise ValueError(f"no peer is called {unknown[0]!r}; there are: {known}")
+    return tuple(peer for peer in ALL if not names or peer.name in names)
+
+
+__all__ = ["ALL", "chosen"]
