@@ -182,12 +182,23 @@ class Broker:
 
     def drop_shared_memory(self) -> None:
         """Removes the rings, as the host's death does: the next `up` recovers from the disk."""
+        for path in self._shared():
+            path.unlink(missing_ok=True)
+
+    def shared_bytes(self) -> int:
+        """Of its shared memory that is really there, clients' rings with it."""
+        total = 0
+        for path in self._shared():
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_blocks * 512
+        return total
+
+    def _shared(self) -> list[Path]:
         identity = self.data_dir / "datadir.json"
         if not identity.exists():
-            return
+            return []
         prefix = shm_prefix(json.loads(identity.read_text())["data_dir_id"]).lstrip("/")
-        for path in Path("/dev/shm").glob(f"{prefix}-*"):
-            path.unlink(missing_ok=True)
+        return list(Path("/dev/shm").glob(f"{prefix}-*"))
 
     def close(self) -> None:
         """Ends it and removes everything that was its."""

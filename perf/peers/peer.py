@@ -5,6 +5,7 @@ All of it lives in the measuring process. The clients are `client.py`'s, in proc
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -28,6 +29,12 @@ class Server(ABC):
     def processes(self) -> list[psutil.Process]:
         """Of the system, clients not among them."""
         return []
+
+    def signal_kill(self) -> None:
+        """SIGKILL to all of these; waits for nothing. Any thread's."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def memory_bytes(self) -> int:
         """Resident now, pages that several processes share counted once."""

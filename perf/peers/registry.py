@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from shmbroker.perf.peers.kafka import Kafka
 from shmbroker.perf.peers.peer import Peer
+from shmbroker.perf.peers.shmbroker import Shmbroker
 
-ALL: Final[tuple[type[Peer], ...]] = ()
+ALL: Final[tuple[type[Peer], ...]] = (Shmbroker, Kafka)
 
 
 def chosen(names: Sequence[str]) -> tuple[type[Peer], ...]:
