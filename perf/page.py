@@ -1,6 +1,7 @@
-"""The report of a run over devices: one HTML page that needs no other file, and its PNGs beside it.
+"""The report of a run: one HTML page that needs no other file, and its PNGs beside it.
 
-Everything is escaped. A modelled device carries the word wherever it is named. Without matplotlib
+First the broker beside its peers (`peers/tables.py`), then the devices. Everything is escaped. A
+modelled device carries the word wherever it is named. Without matplotlib
 the page has its tables, and says what to install for the pictures.
 """
 

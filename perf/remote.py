@@ -25,7 +25,7 @@ class RemoteError(RuntimeError):
 
 
 class NoAnswer(RemoteError):
-    """The other process did not answer within the limit; it can only be killed."""
+    """The other process did not answer within the limit, and was killed."""
 
 
 class Remote(Generic[T]):
@@ -68,6 +68,7 @@ class Remote(Generic[T]):
     def finish(self) -> Any:
         """What the call that was begun returns; raises RemoteError, NoAnswer."""
         if not self._ours.poll(self.limit_s):
+            self.kill()
             raise NoAnswer(f"no answer from the client after {self.limit_s} s")
         try:
             good, value = self._ours.recv()

@@ -112,7 +112,7 @@ class Kafka(Peer):
         config.write_text(_config(directory / "data", port, controller), encoding="utf-8")
         logging.write_text(_LOG_CONFIG, encoding="utf-8")
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        self._tool(directory, "kafka.tools.StorageTool",
+        self.tool(directory, "kafka.tools.StorageTool",
                    "format", "--cluster-id", cluster, "--config", str(config))  # fmt: skip
         command = [*self._command(directory, _SERVER_HEAP), "kafka.Kafka", str(config)]
         log = directory / "kafka.log"
@@ -124,7 +124,7 @@ class Kafka(Peer):
     ) -> float | None:
         """Kafka's tuning for throughput: batches of 128 KiB, 10 ms of linger, no compression."""
         assert isinstance(server, _Kafka)
-        said = self._tool(
+        said = self.tool(
             server.directory, "org.apache.kafka.tools.ProducerPerformance",
             "--topic", topic, "--num-records", str(count), "--record-size", str(value_bytes),
             "--throughput", "-1", "--producer-props", f"bootstrap.servers={server.address}",
@@ -138,7 +138,7 @@ class Kafka(Peer):
     def fastest_read(self, server: Server, topic: str, count: int) -> float | None:
         """What it says of the time without the group's rebalance."""
         assert isinstance(server, _Kafka)
-        said = self._tool(
+        said = self.tool(
             server.directory, "org.apache.kafka.tools.ConsumerPerformance",
             "--topic", topic, "--messages", str(count),
             "--bootstrap-server", server.address, "--timeout", "60000",
@@ -153,7 +153,7 @@ class Kafka(Peer):
         return [_java(), *_JVM, *heap, f"-Dlog4j2.configurationFile={directory / 'log4j2.xml'}",
                 f"-Dkafka.logs.dir={directory}", "-cp", f"{self._jars()}/*"]  # fmt: skip
 
-    def _tool(self, directory: Path, name: str, *words: str) -> str:
+    def tool(self, directory: Path, name: str, *words: str) -> str:
         """What one of Kafka's programs prints."""
         done = subprocess.run(
             [*self._command(directory, _TOOL_HEAP), name, *words], check=False, text=True,

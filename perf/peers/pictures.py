@@ -6,6 +6,7 @@ Bars lie, so that names are read without turning the head; axes are logarithmic 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from shmbroker.perf.devices.results import DeviceResults
 from shmbroker.perf.drawing import bytes_of, figure_of, log_y, stacked
 from shmbroker.perf.peers.compared import (
     CLASSES,
+    Cell,
     Line,
     System,
     lines,
@@ -36,13 +38,21 @@ COLOURS: Final = {
 _OTHER: Final = "#8c6d31"
 _ROW: Final = 0.27  # inches of a bar
 _PALE: Final = 0.45
-_ROOM: Final = 0.45  # of the axis, in decades it has
+_GAP: Final = 0.6  # between systems, in bars
+_ROOM: Final = 0.5  # of the longest bar, for the words behind it
 _MARKS: Final = {"p50": "o", "p99": "D", "p99.9": "s", "max": ">"}
 _STYLES: Final = ("-", "--", ":")  # of a system's modes
 _SHORT: Final = {
     "durable": "outlives the host",
     "memory": "from memory",
     "none": "not acknowledged, received",
+}
+_HOW: Final = {  # how a row's name begins
+    "fastest": "{client}",
+    "many": "{client}, batched",
+    "each": "{client}, one call a record",
+    "values": "{client}, values",
+    "records": "{client}, an object a record",
 }
 Picture = Callable[[DeviceResults], "bytes | None"]
 
@@ -59,10 +69,14 @@ def _log_x(axis: Any, text: str, unit: str) -> None:
     axis.xaxis.set_major_locator(LogLocator(numticks=7))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _at: _tick(value, unit)))
     axis.xaxis.set_minor_formatter(NullFormatter())
+    _linear_x(axis, f"{text} (logarithmic)")
+
+
+def _linear_x(axis: Any, text: str) -> None:
     axis.tick_params(axis="x", labelsize=8)
     axis.grid(axis="x", color="#dddddd", linewidth=0.8)
     axis.grid(axis="y", visible=False)
-    axis.set_xlabel(f"{text} (logarithmic)", fontsize=9)
+    axis.set_xlabel(text, fontsize=9)
 
 
 def _tick(value: float, unit: str) -> str:
@@ -73,34 +87,52 @@ def _tick(value: float, unit: str) -> str:
     return f"{value:,.10g}" + (" us" if unit == "us" else "")
 
 
-def _bars(axis: Any, columns: Sequence[System], found: Sequence[Line], names: Sequence[str]) -> int:
-    """A group a system, a bar a line in the system's colour, paler from line to line."""
-    at, ticks, labels, most = 0.0, [], [], 0.0
+def _bars(axis: Any, columns: Sequence[System], found: Sequence[Line], per: float) -> None:
+    """A group a system, a bar a figure in the system's colour, paler from bar to bar; in `per`."""
+    at, ticks, labels = 0.0, [], []
     for column in columns:
-        cells = [(n, line.of(column)) for n, line in enumerate(found)]
-        there = [(n, cell) for n, cell in cells if cell is not None]
+        there = _distinct(column, found)
         if not there:
             continue
         ticks.append(at + (len(there) - 1) / 2)
         labels.append(column.title)
-        for n, cell in there:
-            bar = axis.barh(at, cell.value, 0.86, color=colour_of(column.peer.name),
-                            alpha=_PALE ** n, edgecolor="white")  # fmt: skip
-            text = f"{said(cell.value, found[n].unit)}{' ★' if cell.wins else ''}"
-            axis.bar_label(bar, [text + (f"  {names[n]}" if names[n] else "")], fontsize=7,
-                           padding=3)  # fmt: skip
-            most = max(most, cell.value)
+        for n, (cell, unit) in enumerate(there):
+            bar = axis.barh(at, cell.value / per, 0.86, color=_paler(column.peer.name, n))
+            text = f"{said(cell.value, unit)}{' ★' if cell.wins else ''}  {_words(cell)}"
+            axis.bar_label(bar, [text.rstrip()], fontsize=7, padding=3)
             at += 1
-        at += 0.6
+        at += _GAP
     axis.set_yticks(ticks, labels, fontsize=8)
-    axis.invert_yaxis()
-    return round(at)
+    axis.set_ylim(at - 0.5 - _GAP / 2, -0.5 - _GAP / 2)  # as high a bar in all panels
+
+
+def _distinct(column: System, found: Sequence[Line]) -> list[tuple[Cell, str]]:
+    """A system's figures with their units, each once: the fastest client may be the Python one."""
+    there: dict[str, tuple[Cell, str]] = {}
+    for line in found:
+        if (cell := line.of(column)) is not None:
+            there.setdefault(cell.row.case, (cell, line.unit))
+    return list(there.values())
+
+
+def _words(cell: Cell) -> str:
+    """What a bar is, behind its figure."""
+    how = max((name for name in _HOW if cell.row.case.startswith(name)), key=len, default="")
+    return _HOW.get(how, "").format(client=cell.client)
+
+
+def _paler(system: str, steps: int) -> Any:
+    """The system's colour, mixed with white once a step."""
+    from matplotlib.colors import to_rgb
+
+    keep = _PALE**steps
+    return tuple(1 - (1 - part) * keep for part in to_rgb(colour_of(system)))
 
 
 def _inches(columns: Sequence[System], found: Sequence[Line]) -> float:
     """That `_bars` needs for these."""
-    bars = sum(line.of(column) is not None for column in columns for line in found)
-    return (bars + 0.6 * len(columns)) * _ROW
+    bars = [len(_distinct(column, found)) for column in columns]
+    return sum(each + _GAP for each in bars if each) * _ROW
 
 
 def _by_class(device: DeviceResults, names: Sequence[str]) -> list[tuple[str, list[Line]]]:
@@ -113,59 +145,57 @@ def _by_class(device: DeviceResults, names: Sequence[str]) -> list[tuple[str, li
     return made
 
 
-def _barred(
-    panels: Sequence[tuple[str, Sequence[System], Sequence[Line]]],
-    words: dict[str, str],
-    text: str,
-) -> bytes:
-    """Panels above each other on one axis; `words` says what each line's bars are."""
+_Panel = tuple[str, Sequence[System], Sequence[Line]]  # title, columns, lines
+
+
+def _barred(panels: Sequence[_Panel], text: str, log: bool = True, per: float = 1.0) -> bytes:
+    """Panels above each other on one axis."""
     figure, axes = stacked([_inches(columns, found) for _, columns, found in panels])
-    unit = panels[0][2][0].unit
+    values = [cell.value / per for _, _, found in panels for line in found for cell in line.cells]
     for axis, (title, columns, found) in zip(axes, panels, strict=True):
-        _bars(axis, columns, found, [words.get(_how(line.name), "") for line in found])
+        _bars(axis, columns, found, per)
         axis.set_title(title, fontsize=10, loc="left")
-        _log_x(axis, text, unit)
+        if log:
+            _log_x(axis, text, found[0].unit)
+        else:
+            _linear_x(axis, text)
         axis.tick_params(labelbottom=True)
-    left, right = axes[0].get_xlim()  # room for the words behind the longest bar
-    axes[0].set_xlim(left, right * (right / left) ** _ROOM)
+    if log:  # from a whole decade on; room for the words behind the longest bar
+        left = 10.0 ** math.floor(math.log10(min(values) / 1.5))
+        axes[0].set_xlim(left, max(values) * (max(values) / left) ** _ROOM)
+    else:
+        axes[0].set_xlim(0, max(values) * (1 + _ROOM))
     return bytes_of(figure)
-
-
-def _how(name: str) -> str:
-    """The workload of a line's name, without its number."""
-    return name.rstrip("0123456789").rstrip("-")
 
 
 def produce(device: DeviceResults) -> bytes | None:
     """Records a second of the smallest values, by class."""
-    sizes = _sizes(device)
-    if not sizes:
+    there = _sizes(device)
+    if not there:
         return None
-    names = [f"{how}-{sizes[0]}" for how in ("fastest", "many", "each")]
+    names = [f"{how}-{there[0]}" for how in ("fastest", "many", "each")]
     panels = [(CLASSES[acks], systems(device, acks), found)
               for acks, found in _by_class(device, names)]  # fmt: skip
-    words = {"fastest": "fastest client of all", "many": "Python, batched",
-             "each": "Python, one call a record"}  # fmt: skip
-    return _barred(panels, words, f"records of {sizes[0]} B a second")
+    return _barred(panels, f"records of {there[0]} B a second")
 
 
 def catch_up(device: DeviceResults) -> bytes | None:
     """Records a second that are read again."""
-    found = [line for line in read_lines(device) if line.cells]
+    found = sorted(read_lines(device), key=lambda line: not line.name.startswith("fastest"))
     if not found:
         return None
-    words = {"values": "Python, values", "records": "Python, an object a record",
-             "fastest-read": "fastest client of all"}  # fmt: skip
     size = found[0].name.rpartition("-")[2]
     panels = [("From the beginning of a topic that was just written", readers(device), found)]
-    return _barred(panels, words, f"records of {size} B a second")
+    return _barred(panels, f"records of {size} B a second")
 
 
 def memory(device: DeviceResults) -> bytes | None:
     """The most that the servers held."""
     panels = [(CLASSES[acks], systems(device, acks), found)
               for acks, found in _by_class(device, ["memory"])]  # fmt: skip
-    return _barred(panels, {}, "resident memory under load, MiB") if panels else None
+    if not panels:
+        return None
+    return _barred(panels, "MiB, resident under load", log=False, per=1 << 20)
 
 
 def latency(device: DeviceResults) -> bytes | None:
@@ -244,8 +274,8 @@ def _sizes(device: DeviceResults) -> list[int]:
 
 #: file name, title, what is seen, how it is drawn
 ALL: Final[tuple[tuple[str, str, str, Picture], ...]] = (
-    ("produce", "Produce", "The longer the better; ★ wins. Darkest: the fastest client in any "
-     "language; then Python's, batched, and Python's with one call a record.", produce),
+    ("produce", "Produce", "The longer the better; ★ wins. Darkest: the system's fastest "
+     "client in any language.", produce),
     ("latency", "End-to-end latency", "The further left the better; ★ has the lowest median, "
      "which is the figure. Open loop: a record that waits behind a stall is charged for it.",
      latency),

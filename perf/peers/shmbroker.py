@@ -18,6 +18,10 @@ from shmbroker.perf.peers.shmbroker_client import ShmbrokerClient
 
 _SYNCED: Final = "on stable storage (O_DIRECT with RWF_DSYNC, or fdatasync): outlives the host"
 _MEMORY: Final = "in the log's ring in shared memory: outlives every process, not the host"
+_SPIN: Final = (
+    "as from memory; configs/low-latency.toml and consumers that spin: a core each for them"
+)
+_LOW_LATENCY: Final = Path(__file__).resolve().parents[2] / "configs" / "low-latency.toml"
 _NONE: Final = "nothing: it is in shared memory when the call returns"
 
 
@@ -51,6 +55,7 @@ class Shmbroker(Peer):
     modes: ClassVar[tuple[Mode, ...]] = (
         Mode("durable", "durable", _SYNCED),
         Mode("memory", "memory", _MEMORY),
+        Mode("spin", "memory", _SPIN, {"idle": "spin"}),
         Mode("none", "none", _NONE),
     )
     networked: ClassVar[bool] = False
@@ -65,7 +70,8 @@ class Shmbroker(Peer):
 
     @contextmanager
     def start(self, directory: Path, mode: Mode) -> Iterator[Server]:
-        with Broker(directory) as broker:
+        config = _LOW_LATENCY.read_text(encoding="utf-8") if mode.settings else ""
+        with Broker(directory, config) as broker:
             yield _Server(broker)
 
     @property

@@ -49,7 +49,8 @@ class ShmbrokerClient(Client):
 
     def tail(self, topic: str, mode: Mode) -> Iterator[list[bytes]]:
         seen: Literal["durable", "appended"] = "durable" if mode.acks == "durable" else "appended"
-        with self._client.consumer(topic, start="latest", isolation=seen) as consumer:
+        waits: dict[str, Any] = mode.settings or {}
+        with self._client.consumer(topic, start="latest", isolation=seen, **waits) as consumer:
             yield []
             while True:
                 for batch in consumer.batches(timeout=_LOOK_S):
