@@ -8,13 +8,14 @@ there. Results are saved after each case; a run with the same devices, effort an
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,7 @@ from shmbroker.perf.devices import fio, workloads
 from shmbroker.perf.devices.description import describe, line
 from shmbroker.perf.devices.effort import Effort
 from shmbroker.perf.devices.model import Hdd, ModelHdd, judge, unmount
+from shmbroker.perf.devices.needs import require_package
 from shmbroker.perf.devices.results import FILE, DeviceResults, Results, Unusable, load
 from shmbroker.perf.peers import run as peers_run
 from shmbroker.perf.peers.effort import EFFORTS
@@ -145,6 +147,8 @@ def run(options: Options, console: Console) -> Results:
     holds the cases that were done.
     """
     results = begun(options)
+    if options.peers:
+        require_package("hdrh", "hdrhistogram")  # before hours of measuring, not in their midst
     cases = options.chosen_cases
     results.versions |= machine.versions() | ({"fio": fio.version()} if cases else {})
     options.out.mkdir(parents=True, exist_ok=True)
@@ -164,8 +168,9 @@ def run(options: Options, console: Console) -> Results:
             task = progress.add_task("", total=total)
             cache = Cache(options.cache, lambda text: progress.console.print(text, style="dim"))
 
-            def done(what: str) -> None:
+            def step(what: str, measure: Callable[[], None]) -> None:
                 progress.update(task, description=what)
+                measure()
                 results.save(options.out / FILE)
                 progress.advance(task)
 
@@ -174,11 +179,11 @@ def run(options: Options, console: Console) -> Results:
                     found.about = found.about or describe(home)
                     found.line = line(found.about)
                     for case in cases:
-                        progress.update(task, description=f"{found.title}: {case.name}")
-                        _case(case, home, found, options, progress.console)
-                        done(f"{found.title}: {case.name}")
+                        work = functools.partial(_case, case, home, found, options,
+                                                 progress.console)  # fmt: skip
+                        step(f"{found.title}: {case.name}", work)
                     peers_run.run(found, home, options.peers_on(device), options.peers_effort,
-                                  cache, progress.console, done)  # fmt: skip
+                                  cache, progress.console, step)  # fmt: skip
         results.finished_s = time.time()
         results.save(options.out / FILE)
         return results

@@ -206,12 +206,14 @@ def latency(device: DeviceResults) -> bytes | None:
         return None
     panels = _by_class(device, [f"latency-{rates[0]}"])
     figure, axes = stacked([len(found[0].cells) * _ROW * 1.6 for _, found in panels])
+    shown: set[str] = set()
     for axis, (acks, (line, *_)) in zip(axes, panels, strict=True):
         for at, cell in enumerate(line.cells):
             points = {"p50": cell.value} | {
                 name.removesuffix(" us"): value for name, value in cell.row.more.items()
                 if name.removesuffix(" us") in _MARKS
             }  # fmt: skip
+            shown |= points.keys()
             colour = colour_of(cell.system.peer.name)
             axis.plot([min(points.values()), max(points.values())], [at, at], color=colour,
                       linewidth=2, alpha=_PALE)  # fmt: skip
@@ -225,15 +227,15 @@ def latency(device: DeviceResults) -> bytes | None:
         axis.set_title(CLASSES[acks], fontsize=10, loc="left")
         _log_x(axis, "from when a record was due until it was read", "us")
         axis.tick_params(labelbottom=True)
-    _legend_of_marks(figure)
+    _legend_of_marks(figure, shown)
     return bytes_of(figure)
 
 
-def _legend_of_marks(figure: Any) -> None:
+def _legend_of_marks(figure: Any, shown: set[str]) -> None:
     from matplotlib.lines import Line2D
 
     marks = [Line2D([], [], color="#444444", marker=mark, linestyle="", label=name)
-             for name, mark in _MARKS.items()]  # fmt: skip
+             for name, mark in _MARKS.items() if name in shown]  # fmt: skip
     figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False)
 
 
@@ -246,11 +248,14 @@ def sizes(device: DeviceResults) -> bytes | None:
     figure, axes = figure_of(len(panels))
     seen: dict[str, Any] = {}
     for axis, (acks, found) in zip(axes, panels, strict=True):
+        drawn_here: list[System] = []
         for column in systems(device, acks):
             points = [(int(line.name.rpartition("-")[2]), cell.value) for line in found
                       if (cell := line.of(column)) is not None]  # fmt: skip
             if points:
-                style = _STYLES[sum(column.peer.title == t.partition(" (")[0] for t in seen) % 3]
+                before = [other.peer.name for other in drawn_here]
+                style = _STYLES[before.count(column.peer.name) % len(_STYLES)]
+                drawn_here.append(column)
                 rates = [rate * size / 1e6 for size, rate in points]
                 (drawn,) = axis.plot([size for size, _ in points], rates, style, marker="o",
                                      markersize=4, color=colour_of(column.peer.name))  # fmt: skip

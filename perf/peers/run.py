@@ -7,6 +7,7 @@ started has rows without values that say why, and the next one goes on.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -49,9 +50,9 @@ def run(
     effort: Effort,
     cache: Cache,
     console: Console,
-    done: Callable[[str], None],
+    step: Callable[[str, Callable[[], None]], None],
 ) -> None:
-    """Measures on one device what is not measured yet; calls `done` after each mode.
+    """Measures on one device what is not measured yet, a `step` (its name, what it does) a mode.
 
     `home` is a new directory on the device. SystemExit and KeyboardInterrupt end it, with nothing
     left running.
@@ -63,10 +64,18 @@ def run(
             found.peers.append(results)
         peer = kind(cache)
         for mode in kind.modes:
-            if not any(row.values for row in results.cases.get(mode.case, [])):
-                console.print(f"{found.title}: {kind.title}", style="bold", highlight=False)
-                results.cases[mode.case] = _mode(peer, mode, results, home, effort, console)
-            done(f"{kind.name} {mode.case}")
+            work = functools.partial(_once, peer, mode, results, home, effort, console)
+            step(f"{found.title}: {kind.title}, {mode.case}", work)
+
+
+def _once(
+    peer: Peer, mode: Mode, results: PeerResults, home: Path, effort: Effort, console: Console
+) -> None:
+    """Unless it has figures already."""
+    if any(row.values for row in results.cases.get(mode.case, [])):
+        return
+    console.print(f"{peer.title}: {mode.case}", style="bold", highlight=False, markup=False)
+    results.cases[mode.case] = _mode(peer, mode, results, home, effort, console)
 
 
 def _mode(

@@ -27,6 +27,7 @@ from shmbroker.perf.broker import private_places
 from shmbroker.perf.case import SMOKE, Bench, Case
 from shmbroker.perf.devices import effort as devices_effort
 from shmbroker.perf.devices import run
+from shmbroker.perf.devices.needs import MissingTool
 from shmbroker.perf.devices.results import FILE, Unusable, load
 from shmbroker.perf.guard import DiskGuard
 from shmbroker.perf.peers import effort, stage, timed, workloads
@@ -86,6 +87,22 @@ def test_every_workload_of_a_mode_has_its_row(tmp_path: Path, mode: effort.Mode)
     assert ("values-100" in rows) == (mode.acks == "memory")
     how = "received by another process" if mode.acks == "none" else "acknowledged; read back"
     assert how in rows[f"many-100-{mode.case}"].note
+
+
+class Passing(FilePeer):
+    """Keeps nothing: what it takes it hands on."""
+
+    name: ClassVar[str] = "passing"
+    stores: ClassVar[bool] = False
+    fastest_title: ClassVar[str] = ""
+    modes: ClassVar[tuple[effort.Mode, ...]] = (FilePeer.modes[2],)
+
+
+def test_a_system_that_keeps_nothing_has_rounds_until_all_is_received(tmp_path: Path) -> None:
+    rows = measured(Passing(Cache(tmp_path)), "none", tmp_path / "home")
+    assert list(rows) == ["many-100-none", "each-100-none", "memory-none", "latency-200-none"]
+    assert all(row.values for row in rows.values()), [row.note for row in rows.values()]
+    assert effort.SMOKE.disk_bytes(Passing) == Passing.fixed_bytes
 
 
 def test_a_system_that_loses_a_value_has_no_rate(tmp_path: Path) -> None:
@@ -235,6 +252,15 @@ def test_what_a_finished_run_was_not_asked_for_is_added_to_it(
     assert results.sessions == 3
     (row, *_) = results.devices[0].peers[1].rows()
     assert "no such package: files-1.2" in row.note
+
+
+def test_without_hdrhistogram_a_run_of_peers_is_refused_before_it_begins(
+    options: run.Options, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(MissingTool, match=r"hdrhistogram is missing; pip install"):
+        run.run(options, quiet)
+    assert not options.out.exists()
 
 
 def test_peers_are_not_measured_on_a_modelled_device(options: run.Options) -> None:
