@@ -12,7 +12,7 @@ from shmbroker.perf.rounds import Plan
 
 VALUE_BYTES: Final = (100, 1024, 16384)
 _START_S: Final = 12.0  # a server up and down, and its clients
-_WAYS: Final = 5  # all sizes batched, one by one, and another language's client
+_WAYS: Final = 6  # all sizes batched, memory, one by one, and another language's client
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,10 @@ class Effort:
         rounds = self.plan.rounds + self.plan.warmups + 1
         over = peer.record_overhead_bytes
         batched = sum(self.values(size) * (size + over) for size in self.sizes)
-        fastest = self.values(self.sizes[0]) * (self.sizes[0] + over)
+        again = 2 * self.values(self.sizes[0]) * (self.sizes[0] + over)  # memory, another client
         each = self.each * (self.sizes[0] + over)
         paced = sum(int(rate * self.latency_s) for rate in self.rates) * (self.sizes[0] + over)
-        return rounds * (batched + fastest + each) + paced + peer.fixed_bytes
+        return rounds * (batched + again + each) + paced + peer.fixed_bytes
 
 
 def read_mode(peer: type[Peer]) -> Mode | None:

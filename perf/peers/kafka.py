@@ -122,13 +122,14 @@ class Kafka(Peer):
     def fastest_produce(
         self, server: Server, topic: str, count: int, value_bytes: int, mode: Mode
     ) -> float | None:
-        """Kafka's tuning for throughput: batches of 128 KiB, 10 ms of linger, no compression."""
+        """Tuned for throughput: batches of nearly 1 MB, which measured faster than 128 KiB in both
+        modes, 50 ms of linger, no compression."""
         assert isinstance(server, _Kafka)
         said = self.tool(
             server.directory, "org.apache.kafka.tools.ProducerPerformance",
             "--topic", topic, "--num-records", str(count), "--record-size", str(value_bytes),
             "--throughput", "-1", "--producer-props", f"bootstrap.servers={server.address}",
-            "acks=all", "batch.size=131072", "linger.ms=10", "buffer.memory=134217728",
+            "acks=all", "batch.size=1000000", "linger.ms=50", "buffer.memory=134217728",
         )  # fmt: skip
         found = _PRODUCED.findall(said)
         if not found:

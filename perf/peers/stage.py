@@ -88,11 +88,13 @@ class Stage:
         return rates[plan.warmups :], count
 
     def memory(self, spec: ValueSpec) -> int:
-        """The most that the server held in a round which nobody times."""
+        """The most that the server held in rounds which nobody times, after its trials."""
         self.sender.call("prepare", spec)
         topic = self._opened("memory")
         with Watch(self.server) as watch:
-            self._fitting("many", topic, spec.count)
+            count = self._fitting("many", topic, spec.count)
+            for _ in range(self.effort.plan.rounds):
+                self._round("many", topic, count)
         return watch.most_bytes
 
     def latencies(self, rate: int, spec: ValueSpec) -> list[dict[str, float]]:

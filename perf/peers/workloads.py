@@ -34,10 +34,10 @@ def names(effort: Effort, peer: type[Peer], mode: Mode) -> list[str]:
 def plan(effort: Effort, peer: type[Peer], mode: Mode) -> Iterator[tuple[str, Work]]:
     """(name of the row, how it comes about)."""
     first, case = effort.sizes[0], mode.case
+    yield f"memory-{case}", _memory  # first: of one topic, before others have left anything
     for size in effort.sizes:
         yield f"many-{size}-{case}", _many(size)
     yield f"each-{first}-{case}", lambda stage: _each(stage, first)
-    yield f"memory-{case}", _memory
     if peer.fastest_title and mode.acks != "none":
         yield f"fastest-{first}-{case}", lambda stage: _fastest(stage, first)
     for rate in effort.rates:
@@ -117,7 +117,7 @@ def _fastest(stage: Stage, size: int) -> Row | None:
 
 
 def _memory(stage: Stage) -> Row | None:
-    """The most of a round of batched produce that is not timed; None where there is no server."""
+    """The most in rounds of batched produce that are not timed; None where there is no server."""
     if not stage.server.processes():
         return None
     most = stage.memory(ValueSpec(stage.effort.values(stage.effort.sizes[0]),

@@ -100,7 +100,7 @@ class Passing(FilePeer):
 
 def test_a_system_that_keeps_nothing_has_rounds_until_all_is_received(tmp_path: Path) -> None:
     rows = measured(Passing(Cache(tmp_path)), "none", tmp_path / "home")
-    assert list(rows) == ["many-100-none", "each-100-none", "memory-none", "latency-200-none"]
+    assert list(rows) == ["memory-none", "many-100-none", "each-100-none", "latency-200-none"]
     assert all(row.values for row in rows.values()), [row.note for row in rows.values()]
     assert effort.SMOKE.disk_bytes(Passing) == Passing.fixed_bytes
 
