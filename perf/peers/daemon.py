@@ -18,7 +18,7 @@ from typing import Final, Self
 
 import psutil
 
-from shmbroker.perf.devices.needs import require
+from shmbroker.perf.broker import dying_with_us
 
 _READY_S: Final = 90.0
 _STOP_S: Final = 20.0
@@ -49,8 +49,7 @@ class Daemon:
         """Starts it and waits until it is ready; raises NotUp, then nothing of it is left."""
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(
-                # A killed measurement leaves no server behind.
-                [require("setpriv", "util-linux"), "--pdeathsig", "KILL", *self._command],
+                [*dying_with_us("KILL"), *self._command],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env=self._env, cwd=self._directory, start_new_session=True,
             )  # fmt: skip

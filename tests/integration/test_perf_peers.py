@@ -283,8 +283,9 @@ def test_the_broker_is_measured_as_its_peers_are(
 
 
 @pytest.mark.leaves_processes
-def test_a_run_of_peers_that_is_interrupted_leaves_nothing(
-    tmp_path: Path, isolated_env: dict[str, str]
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_run_of_peers_that_is_ended_leaves_nothing_running(
+    tmp_path: Path, isolated_env: dict[str, str], number: signal.Signals, code: int
 ) -> None:
     command = [sys.executable, "-m", "shmbroker.cli.main", "perf", "--no-devices", "--quick"]
     command += ["--peer", "shmbroker", "--ssd", str(tmp_path / "d"), "--out", str(tmp_path / "out")]
@@ -298,13 +299,15 @@ def test_a_run_of_peers_that_is_interrupted_leaves_nothing(
             below = psutil.Process(process.pid).children(recursive=True)
             assert len(below) > 3  # the broker's and two clients
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
         said = process.stderr.read()
-    assert process.wait(30) == 130, said
-    assert "the same command goes on" in said
-    psutil.wait_procs(below, timeout=10)
+    assert process.wait(30) == code, said
+    psutil.wait_procs(below, timeout=15)
     assert not any(each.is_running() for each in below)
+    run.sweep(tmp_path / "d")  # as the next run there does
     assert list((tmp_path / "d").iterdir()) == []
+    if number == signal.SIGINT:
+        assert "the same command goes on" in said
 
 
 @pytest.mark.parametrize(
