@@ -53,6 +53,14 @@ bench *args:
 perf *args:
     shmbroker perf {{ args }}
 
+# the broker beside Kafka, Redis, NATS and others: just perf-peers --ssd DIR --quick
+perf-peers *args:
+    shmbroker perf --peers --no-devices {{ args }}
+
+# the drivers of these, each started once: fetches what this machine lacks
+test-peers *args:
+    python -m pytest tests/integration/peers -m peers --timeout=900 {{ args }}
+
 # broker up, real input in and out again, verified; rates and latencies
 demo *args:
     shmbroker demo {{ args }}
