@@ -196,8 +196,13 @@ def test_a_full_disk_answers_so_and_nothing_is_told_that_is_not_stored(
     resource.prlimit(broker.pid, resource.RLIMIT_FSIZE, (most, most))
     assert committed(client) == before
     assert member.commit(topic, {0: 9}).committed == {(topic, 0): 9}
-    late.join()
-    eventually(lambda: (member.beat(), len(member.has["t"]) == 2)[1], lambda: member.has)
+    late.beat(wants=READS)
+    eventually(
+        lambda: (member.beat(), late.beat(), len(late.has.get("t", ())) > 0)[-1], lambda: late.has
+    )
+    assert sorted(member.has["t"] + late.has["t"]) == [0, 1, 2]
+    assert late.beat().assignment is None
+    assert member.beat().assignment is None
     broker.kill9()
     broker.start()
     assert late.beat().assignment is None
