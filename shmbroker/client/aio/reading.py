@@ -156,7 +156,7 @@ class Reading(AsyncRecords):
         stream = await self._enter()
         try:
             await asyncio.sleep(0)
-            if records and stream._next_buffered is not None:
+            if records and stream._next_buffered is not None and not stream._called:
                 return None  # what a cancelled call left
             stream._unbuffer()
             connection, again = self._client.connection, True
