@@ -36,6 +36,7 @@ from shmbroker.workers import logs
 from shmbroker.workers.broker_state import BrokerState
 from shmbroker.workers.events import Events
 from shmbroker.workers.front_ends import FrontEnds
+from shmbroker.workers.group_admin import GroupAdmin
 from shmbroker.workers.groups import Groups
 from shmbroker.workers.logfile import LogFile
 from shmbroker.workers.logs import get_logger
@@ -119,6 +120,9 @@ class Acceptor:
             self.config.groups, state.meta, self.topics, state.plan, state.memory, self.loop,
             self._tell_client,
         )  # fmt: skip
+        self.group_admin = GroupAdmin(
+            self.groups, self.topics, state.plan, state.memory, self.offsets
+        )
         self.topics.on_made = self.groups.topics_changed
         self.requests = ControlRequests(self)
         self._open_events()

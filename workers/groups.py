@@ -23,6 +23,7 @@ from shmbroker.control.groups.coordinator import Coordinator
 from shmbroker.control.groups.gathering import Answer, Gathering
 from shmbroker.control.groups.limits import GroupSettings
 from shmbroker.control.groups.messages import Commit, Fetch, Heartbeat, Leave
+from shmbroker.control.groups.offsets import Bounds
 from shmbroker.control.groups.store import GroupStore
 from shmbroker.control.groups.values import Partition, TopicView
 from shmbroker.control.meta import MetaStore
@@ -102,6 +103,11 @@ class Groups:
         """One past the last durable offset; None: there is no such partition.
 
         Raises TimedOut, retriable, while it is being opened: where it ends is not known then."""
+        bounds = self.bounds(partition)
+        return None if bounds is None else bounds.end
+
+    def bounds(self, partition: Partition) -> Bounds | None:
+        """Where the durable log begins and ends, as `durable_end`."""
         place = self._plan.places.get(partition)
         if place is None:
             return None
@@ -111,7 +117,7 @@ class Groups:
         slot = table.slot(place.slot)
         if slot["state"] in _OPENING:
             raise errors.TimedOut(f"{place.topic}-{place.partition} is still being opened")
-        return int(slot["durable_offset"])
+        return Bounds(int(slot["log_start_offset"]), int(slot["durable_offset"]))
 
     def soon(self) -> None:
         """Has what was asked of the coordinator stored and answered at the end of this turn."""

@@ -47,6 +47,11 @@ class ControlRequests:
             "group_leave": acceptor.groups.leave,
             "commit_offsets": acceptor.groups.commit,
             "fetch_offsets": acceptor.groups.fetch,
+            "list_groups": acceptor.group_admin.list_groups,
+            "describe_group": acceptor.group_admin.describe,
+            "reset_group": acceptor.group_admin.reset,
+            "delete_group": acceptor.group_admin.delete,
+            "delete_group_offsets": acceptor.group_admin.delete_offsets,
             "status": self._status,
             "shutdown": self._shutdown,
         }

@@ -9,6 +9,7 @@ from shmbroker.perf.cases import (
     consume,
     data,
     durable_one,
+    groups,
     idle,
     many_partitions,
     recovery,
@@ -40,6 +41,7 @@ ALL: Final[tuple[Case, ...]] = (
     *many_partitions.CASES,
     *remote_ingress.CASES,
     *remote.CASES,
+    *groups.CASES,
 )
 
 __all__ = ["ALL"]

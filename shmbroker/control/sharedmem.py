@@ -229,6 +229,10 @@ class SharedMemory:
         """The same as a file."""
         return f"{_DIRECTORY}{self.name(suffix)}"
 
+    def open_object(self, suffix: str, kind: int) -> shm.ShmObject:
+        """An object of this broker's, to be read; FileNotFoundError without it. Any thread."""
+        return shm.open_existing(self.name(suffix), kind, *self._ids())
+
     def _create(
         self, name: str, kind: int, owner: int, size: int, *, slots: int = 0, capacity: int = 0,
         pid: int = 0,
