@@ -66,6 +66,7 @@ cdef class RecordStream:
         self._lock = Lock()
         self._all = []
         self._readers = []
+        self._out_offset = -1
 
     def _check(self):
         """ForkedError in a forked child, ClosedError after close()."""
@@ -120,6 +121,7 @@ cdef class RecordStream:
         """The next RecordBatch, or None when the deadline has passed."""
         self._enter()
         try:
+            self._ask()
             self._unbuffer()
             batch = self._quick(deadline_ns)
             return self._slow(deadline_ns) if batch is None else batch
@@ -130,6 +132,7 @@ cdef class RecordStream:
         if not self._buffered():
             self._enter()
             try:
+                self._ask()
                 self._records = None
                 found = self._quick(deadline_ns)
                 if found is None:
@@ -151,12 +154,42 @@ cdef class RecordStream:
     cdef object _pop(self):
         record = self._records[self._at]
         self._at += 1
+        if self._kept is not None:
+            self._hand_out_to(self._kept, (<Record>record).offset + 1)
         return record
 
     def _buffer(self, RecordBatch batch not None):
         """These records come next."""
         self._records = batch._fill(RECORDS)
         self._at = 0
+        if self._checkpoints is not None:
+            self._kept = self._checkpoints.note(batch.topic, batch.partition, batch.base_offset,
+                                                batch.leader_epoch)
+
+    def _ask(self):
+        """Whoever asks for more is done with what was handed out before: that is stored now."""
+        if self._out_offset >= 0:
+            self._out._put(self._out_offset)
+            self._out_offset = -1
+
+    def _hand_out(self, RecordBatch batch not None):
+        """This batch is what the user gets, whole."""
+        cdef Kept kept
+        if self._checkpoints is None:
+            return
+        kept = self._checkpoints.note(batch.topic, batch.partition, batch.base_offset,
+                                                batch.leader_epoch)
+        self._kept = None
+        if kept is not None:
+            self._hand_out_to(kept, batch.next_offset)
+
+    cdef int _hand_out_to(self, Kept kept, int64_t offset) except -1:
+        if self._out_offset >= 0:
+            self._out._put(self._out_offset)
+        kept.handed = offset
+        if self._stores_itself:
+            self._out, self._out_offset = kept, offset
+        return 0
 
     @property
     def _next_buffered(self):
@@ -177,6 +210,7 @@ cdef class RecordStream:
                 if reader.partition == record.partition and reader.topic == record.topic:
                     reader.seek(record.offset)
         self._records = None
+        self._kept = None
 
     def _slow(self, deadline_ns):
         raise NotImplementedError
@@ -270,6 +304,7 @@ cdef class RecordStream:
             self._closed_while_inside = True
         self._stop.set(1)
         self._records = None
+        self._out_offset = -1  # nobody asked past it
         shmb_park_wake_always(word_at(self._park, SHMB_PARK_INSTANCE))
         for reader in list(self._all):
             shmb_park_wake_always(word_at(self._park, reader._park_word))
