@@ -3,7 +3,8 @@
 Owns: the objects `<prefix>-k<N>`, one or more for each local member that asked, from their making
 to their unlinking, and what was last seen in them. A member's client stores in them (checkpoint.h);
 every `offsets_flush_ms` what was stored goes into the Gathering as a commit of that member, with
-the checks of any other: who has the partition, since which epoch, and no further than the durable end.
+the checks of any other: who has the partition, since which epoch, and no further than the durable
+end.
 
 Invariants: what happens in a group comes after what its members stored before (`look`), so a member
 that lets a partition go, leaves or is put out loses no checkpoint; an object is unlinked only after

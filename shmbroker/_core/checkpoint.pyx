@@ -210,10 +210,12 @@ cdef class Checkpoints:
             kept._put(offset)
 
     def sought(self, str topic not None, int32_t partition):
-        """The partition is read from elsewhere: what was handed out before is not stored by itself."""
+        """The partition is read from elsewhere: what was handed out before is not stored by itself.
+        Its Kept, or None."""
         cdef Kept kept = self._find(topic, partition)
         if kept is not None:
             kept.handed = -1
+        return kept
 
 
 @cython.final

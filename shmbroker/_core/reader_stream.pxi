@@ -183,6 +183,17 @@ cdef class RecordStream:
         if kept is not None:
             self._hand_out_to(kept, batch.next_offset)
 
+    def _sought(self, list readers):
+        """These are read from elsewhere: what was handed out of them is not stored by itself."""
+        cdef PartitionReader reader
+        cdef Kept kept
+        if self._checkpoints is None:
+            return
+        for reader in readers:
+            kept = self._checkpoints.sought(reader.topic, reader.partition)
+            if kept is not None and kept is self._out:
+                self._out_offset = -1
+
     cdef int _hand_out_to(self, Kept kept, int64_t offset) except -1:
         if self._out_offset >= 0:
             self._out._put(self._out_offset)

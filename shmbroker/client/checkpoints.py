@@ -1,8 +1,8 @@
 """A group member's checkpoints, in its client: opened, given to partitions, moved after a restart.
 
 Owns: which shared-memory objects the member has, and when it asks for another. What is stored, and
-how, is `_core/checkpoint.pyx`'s; what becomes of it, the acceptor's (workers/checkpoints.py). Belongs
-to the consuming thread.
+how, is `_core/checkpoint.pyx`'s; what becomes of it, the acceptor's (workers/checkpoints.py).
+Belongs to the consuming thread.
 
 Invariants: a partition has a slot from when the member takes it up until its acceptor knows that it
 was let go; a slot bears the epoch since which the member has the partition, so what is stored too
@@ -76,7 +76,7 @@ class MemberCheckpoints:
         self._attachment = now
 
     def close(self) -> None:
-        """Nothing is stored any more; the broker unlinks the objects when it knows of the leaving."""
+        """Nothing is stored any more; the broker unlinks the objects when the member left."""
         self.slots.close()
 
     def _open(self, slots: int) -> Mapping:

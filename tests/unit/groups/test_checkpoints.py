@@ -438,7 +438,7 @@ def test_nothing_is_stored_for_what_the_member_has_not(rig: Rig) -> None:
 def store_for_ever(
     name: str, ids: tuple[bytes, bytes], topic: bytes, epoch: int, told: Any
 ) -> None:
-    """A member's process: stores 1, 2, 3 …, another leader epoch every 7, and says how far it is."""
+    """A member's process: stores 1, 2, 3 …, another leader epoch every 7, and says how far."""
     found = shm.open_existing(name, shm.KIND_CHECKPOINTS, *ids, writable=True)
     writer = Writer()
     writer.add(Mapping(found.name, found.fileno(), writable=True))
