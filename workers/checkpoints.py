@@ -203,7 +203,10 @@ class Checkpoints:
         partition, before = one.capped.pop(slot, (None, 0))
         if partition != row.partition or one.ending or row.offset <= before:
             return False
-        end = self._durable_end(row.partition)
+        try:
+            end = self._durable_end(row.partition)
+        except errors.ShmbrokerError:
+            return False
         if end is None or end > before:
             return False
         self._cap(one, slot, row.partition, before)
@@ -225,6 +228,9 @@ class Checkpoints:
         elif not isinstance(ok, BaseException):  # else who stored it is out: it counts for nothing
             answer = CommitAnswer.from_ok(ok)
             for slot, row in slots.items():
+                refusal = answer.refused.get(row.partition)
+                if refusal is not None and refusal.retriable:
+                    one.view.forget(slot)  # the partition is still being opened
                 end = answer.committed.get(row.partition)
                 if end is not None and end < row.offset and not one.ending:
                     self._cap(one, slot, row.partition, end)
