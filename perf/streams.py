@@ -200,8 +200,11 @@ def _stream(port: int, parts: list[Part], sizes: list[int], certificate: str | N
             connection.sendall(encode(ask))
         buffer = memoryview(bytearray(_BUFFER_BYTES))
         fixed = BATCHES_HEAD_BYTES - _HEAD.size
-        left = sum(sizes)
+        left, beat, beaten_s = sum(sizes), encode(Heartbeat()), time.monotonic()
         while left > 0:
+            if time.monotonic() - beaten_s > 1:  # who says nothing is taken for dead
+                connection.sendall(beat)
+                beaten_s = time.monotonic()
             kind, _, length = _HEAD.unpack(_exactly(connection, _HEAD.size))
             if kind != Batches.kind:
                 _exactly(connection, length)

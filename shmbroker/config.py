@@ -106,6 +106,25 @@ class PressureSection:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupsSection:
+    """`[groups]`: consumer groups; docs/groups.md has the rules."""
+
+    session_timeout_ms: int = _key(15_000, "ms", low=1_000, high=1_800_000)
+    session_timeout_min_ms: int = _key(1_000, "ms", low=100, high=1_800_000)
+    session_timeout_max_ms: int = _key(1_800_000, "ms", low=1_000, high=86_400_000)
+    heartbeat_ms: int = _key(3_000, "ms", low=100, high=600_000)
+    rebalance_timeout_ms: int = _key(300_000, "ms", low=1_000, high=86_400_000)
+    gather_ms: int = _key(20, "ms", low=0, high=10_000)
+    assignor: Literal["sticky", "range", "roundrobin"] = _key(
+        "sticky", "word", words=("sticky", "range", "roundrobin")
+    )
+    members_max: int = _key(1_000, "count", low=1, high=100_000)
+    groups_max: int = _key(10_000, "count", low=1, high=1_000_000)
+    offsets_retention_minutes: int = _key(10_080, "count", low=1, high=52_560_000)
+    offsets_flush_ms: int = _key(100, "ms", low=1, high=60_000)
+
+
+@dataclass(frozen=True, slots=True)
 class ListenSection:
     """`[listen]`: what programs elsewhere (other hosts, other containers) reach; nothing else."""
 
@@ -153,6 +172,7 @@ class BrokerConfig:
     broker: BrokerSection = field(default_factory=BrokerSection)
     memory: MemorySection = field(default_factory=MemorySection)
     log: TopicSettings = field(default_factory=TopicSettings)
+    groups: GroupsSection = field(default_factory=GroupsSection)
     listen: ListenSection = field(default_factory=ListenSection)
     supervision: SupervisionSection = field(default_factory=SupervisionSection)
     pressure: PressureSection = field(default_factory=PressureSection)
@@ -424,6 +444,7 @@ __all__ = [
     "RULES",
     "BrokerConfig",
     "BrokerSection",
+    "GroupsSection",
     "ListenSection",
     "LoadedConfig",
     "LoggingSection",

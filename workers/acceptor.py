@@ -30,11 +30,13 @@ from shmbroker.control.attach import AttachServer, Connection
 from shmbroker.control.keys import write_private
 from shmbroker.control.listening import plan_listening
 from shmbroker.control.plan import cores_for_writers
-from shmbroker.control.sessions import Ring, Sessions
+from shmbroker.control.remote_clients import RemoteClient
+from shmbroker.control.sessions import Client, Ring, Sessions
 from shmbroker.workers import logs
 from shmbroker.workers.broker_state import BrokerState
 from shmbroker.workers.events import Events
 from shmbroker.workers.front_ends import FrontEnds
+from shmbroker.workers.groups import Groups
 from shmbroker.workers.logfile import LogFile
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop
@@ -112,8 +114,13 @@ class Acceptor:
         self.workers_socket = self._bind("workers")
         self.channel = WorkerChannel(self.workers_socket)
         self.loop.watch(self.workers_socket, self.channel.readable)
-        self.requests = ControlRequests(self)
         self.offsets = Offsets(self.topics, state.plan, state.memory, self.loop)
+        self.groups = Groups(
+            self.config.groups, state.meta, self.topics, state.plan, state.memory, self.loop,
+            self._tell_client,
+        )  # fmt: skip
+        self.topics.on_made = self.groups.topics_changed
+        self.requests = ControlRequests(self)
         self._open_events()
         self._listen()
         self.topics.resume()
@@ -290,6 +297,14 @@ class Acceptor:
             instead=messages.encode_event("topics", names=None),
         )
         self.remote.tell_changed(topics)
+        self.groups.topics_changed()
+
+    def _tell_client(self, client: Client, event: bytes) -> None:
+        """Somebody attached here or elsewhere hears of it, if it is there and has room."""
+        if isinstance(client, RemoteClient):
+            self.remote.tell(client, event)
+        elif client.connection is not None:
+            client.connection.send(event)
 
     def _on_attach(self, connection: Connection, request: messages.Request) -> Mapping[str, Any]:
         if self.shutdown.begun:

@@ -35,6 +35,7 @@ def gather(acceptor: Acceptor, started_s: float, answers: Told) -> dict[str, Any
         "memory": state.memory.usage(),
         "writers": status.writers_status(state.memory, state.plan, links, told),
         "topics": len(acceptor.topics.topics()),
+        "consumer_groups": acceptor.groups.counts(),
         "partition_states": status.totals(partitions),
         "partitions": partitions,
         "clients": clients,

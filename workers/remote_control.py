@@ -108,13 +108,13 @@ class RemoteControl:
         """Clients ask anew for these topics."""
         event = messages.encode_event("topics", names=names)
         for client in self.sessions.clients.values():
-            client.missed |= not self._tell(client, event)
+            client.missed |= not self.tell(client, event)
 
     def tell_closing(self) -> None:
         """The broker goes; nobody is forgotten any more."""
         event = messages.encode_event("closing")
         for client in self.sessions.clients.values():
-            self._tell(client, event)
+            self.tell(client, event)
 
     def status(self) -> list[dict[str, Any]]:
         """One entry a client."""
@@ -199,7 +199,7 @@ class RemoteControl:
         else:
             self._requests.run(client, request, answer)
         if client.missed:
-            client.missed = not self._tell(client, messages.encode_event("topics", names=None))
+            client.missed = not self.tell(client, messages.encode_event("topics", names=None))
 
     def _hello(
         self, door: _Door, identity: bytes, key: str, request: messages.Request
@@ -253,7 +253,8 @@ class RemoteControl:
                 "come"
             )
 
-    def _tell(self, client: RemoteClient, event: bytes) -> bool:
+    def tell(self, client: RemoteClient, event: bytes) -> bool:
+        """Sends an event to a program elsewhere; False if it has no room for it, or is gone."""
         door, identity = client.route
         return send(door.socket, identity, event)
 

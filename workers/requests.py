@@ -43,6 +43,10 @@ class ControlRequests:
             "close_ingress": self._close_ingress,
             "partition_state": self._partition_state,
             "offsets": self._offsets,
+            "group_heartbeat": acceptor.groups.heartbeat,
+            "group_leave": acceptor.groups.leave,
+            "commit_offsets": acceptor.groups.commit,
+            "fetch_offsets": acceptor.groups.fetch,
             "status": self._status,
             "shutdown": self._shutdown,
         }

@@ -10,7 +10,7 @@ there before its first file is removed; a deletion that a crash cut short goes o
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,6 +56,7 @@ class Topics:
         self._meta, self._plan, self._memory = meta, plan, memory
         self._data_dir, self._writers, self.defaults = data_dir, writers, defaults
         self._tell = tell  # clients: these topics have changed
+        self.on_made: Callable[[], None] = lambda: None  # there is one more
         self._by_name: dict[str, Topic] = {topic.name: topic for topic in meta.topics()}
         self._reasons: dict[tuple[int, int], tuple[str, str]] = {}  # (writer, slot) -> state, text
         # By id: as clients see it while so many alterations are on their way to its writers.
@@ -109,6 +110,7 @@ class Topics:
 
         def assigned(failures: list[errors.ShmbrokerError]) -> None:
             if not failures:
+                self.on_made()
                 answer({"topics": self.metadata([name])})
                 return
             _log.error("topic not created", topic=name, cause=str(failures[0]))
@@ -233,6 +235,11 @@ class Topics:
     def topics(self) -> Mapping[str, Topic]:
         """By name."""
         return self._by_name
+
+    def shown(self) -> Iterator[Topic]:
+        """Every topic as clients see it: new partitions once they can be read."""
+        for topic in self._by_name.values():
+            yield self._shown.get(topic.topic_id, (topic, 0))[0]
 
     def _delete(self, topic: Topic, answer: Answer) -> None:
         self._meta.begin_delete(topic.name)

@@ -140,28 +140,28 @@ cdef extern from *:
     """
     void shmb_prefetch(const void *p) nogil
     # The C API's own names, for borrowed pointers: a loop over a list needs no reference counts.
+    PyObject **list_items "PySequence_Fast_ITEMS"(object values)
     PyObject *PyList_GET_ITEM(object values, Py_ssize_t i)
-    bint is_exact_bytes "PyBytes_CheckExact"(PyObject *o)
-    Py_ssize_t bytes_size "PyBytes_GET_SIZE"(PyObject *o)
-    const char *bytes_data "PyBytes_AS_STRING"(PyObject *o)
+    bint is_exact_bytes "PyBytes_CheckExact"(PyObject *o) nogil
+    Py_ssize_t bytes_size "PyBytes_GET_SIZE"(PyObject *o) nogil
+    const char *bytes_data "PyBytes_AS_STRING"(PyObject *o) nogil
 
 
-cdef inline int put_values(uint8_t **end, const uint8_t *limit, list values, Py_ssize_t *i,
-                           int32_t *count, int64_t ts_delta) except -1:
-    """Encodes values[i:] (bytes or None, without keys) as records number `count` and following at
-    `end`, as far as they surely fit before `limit`; moves all three on. Allocates nothing; needs
-    the GIL. Raises TypeError for another type: `i` is the culprit then, all before it is encoded.
-    """
+cdef inline bint put_pointers(uint8_t **end, const uint8_t *limit, PyObject **values, Py_ssize_t n,
+                              Py_ssize_t *i, int32_t *count, int64_t ts_delta) noexcept nogil:
+    """Encodes values[i:n] (bytes or None, without keys) as records number `count` and following at `end`,
+    as far as they surely fit before `limit`; moves all three on. True: values[i] is of another type.
+    Allocates nothing; nobody may let go of the values or change the array meanwhile."""
     cdef uint8_t *p = end[0]
-    cdef Py_ssize_t n = PyList_GET_SIZE(values), k = i[0], size
+    cdef Py_ssize_t k = i[0], size
     cdef int32_t c = count[0]
     cdef PyObject *value
     cdef bint wrong = False
     while k < n:
-        value = PyList_GET_ITEM(values, k)
+        value = values[k]
         if k + 16 < n:  # values lie scattered on the heap: fetch two lines of a later one
-            shmb_prefetch(<char *>PyList_GET_ITEM(values, k + 16))
-            shmb_prefetch(<char *>PyList_GET_ITEM(values, k + 16) + 64)
+            shmb_prefetch(<char *>values[k + 16])
+            shmb_prefetch(<char *>values[k + 16] + 64)
         if is_exact_bytes(value):
             size = bytes_size(value)
             if limit - p < size + SHMB_RECORD_OVERHEAD_MAX:
@@ -180,8 +180,15 @@ cdef inline int put_values(uint8_t **end, const uint8_t *limit, list values, Py_
     end[0] = p
     i[0] = k
     count[0] = c
-    if wrong:
-        raise TypeError(f"value {k} is {type(values[k]).__name__}, expected bytes or None")
+    return wrong
+
+
+cdef inline int put_values(uint8_t **end, const uint8_t *limit, list values, Py_ssize_t *i,
+                           int32_t *count, int64_t ts_delta) except -1:
+    """put_pointers() of a list, under the GIL. Raises TypeError for another type: `i` is the culprit
+    then, all before it is encoded."""
+    if put_pointers(end, limit, list_items(values), PyList_GET_SIZE(values), i, count, ts_delta):
+        raise TypeError(f"value {i[0]} is {type(values[i[0]]).__name__}, expected bytes or None")
     return 0
 
 

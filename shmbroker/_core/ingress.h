@@ -34,6 +34,7 @@ struct shmb_ingress {
     uint64_t next_seq;               /* of the next frame */
     uint64_t received;               /* receipts taken: frames below it are settled */
     uint32_t ahead;                  /* frames without a receipt that don't count as work left (see dry) */
+    int bell;                        /* an eventfd to tell instead of waking the doorbell; -1: none */
 };
 
 /* Takes over a ring from its shared words: a new one (all zero), or our own after a reattachment. */
@@ -48,6 +49,7 @@ static inline void shmb_ingress_init(struct shmb_ingress *g, void *ring, void *r
     g->word = park + shmb_park_ingress(id) * (SHMB_LINE / sizeof *park);
     g->doorbell = park + (SHMB_PARK_WRITER + writer) * (SHMB_LINE / sizeof *park);
     g->id = id;
+    g->bell = -1;
     g->published = shmb_peek(&g->head->head);
     g->received = g->next_seq = shmb_observe(&g->back->receipts);
 }
@@ -59,13 +61,18 @@ static inline uint64_t shmb_ingress_room(const struct shmb_ingress *g)
 {
     return g->capacity - (g->published - shmb_observe(&g->back->tail));
 }
+/* End of what was taken out. A remote client's connection keeps what it took where it is (mirror.h). */
+static inline uint64_t shmb_ingress_passed(const struct shmb_ingress *g)
+{
+    return shmb_observe(g->bell < 0 ? &g->back->tail : &g->back->taken);
+}
 /* The writer has taken everything that was published: it waits for us. By receipts, which it stores just
  * before the tail, so that whoever has seen a receipt finds the writer dry. Where a receipt is a round trip
  * away (a remote client's private ring) a few frames may be on their way, if all were taken. */
 static inline int shmb_ingress_dry(const struct shmb_ingress *g)
 {
     uint64_t flying = g->next_seq - shmb_peek(&g->back->receipts);
-    return flying == 0 || (flying <= g->ahead && shmb_peek(&g->back->tail) == g->published);
+    return flying == 0 || (flying <= g->ahead && shmb_ingress_passed(g) == g->published);
 }
 /* Whether another frame may go in flight. Counted from receipts taken, not from those written: a place
  * is free once we have read what stands in it. */
@@ -93,7 +100,10 @@ static inline uint64_t shmb_ingress_publish(struct shmb_ingress *g, uint32_t len
     f->chain = chain;
     g->published += shmb_frame_bytes(length);
     shmb_publish(&g->head->head, g->published);
-    shmb_park_wake(g->doorbell);
+    if (__builtin_expect(g->bell < 0, 1))
+        shmb_park_wake(g->doorbell);
+    else
+        shmb_park_ring(g->doorbell, g->bell);
     return g->next_seq++;
 }
 

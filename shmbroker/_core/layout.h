@@ -251,7 +251,8 @@ struct shmb_receipts_head {       /* the writer's */
     shmb_a64 receipts;            /* receipts written: the frames below this number have theirs */
     shmb_a32 detached;            /* error code: the writer has dropped this ring; 0: attached */
     uint32_t pad;
-    uint8_t fill[40];
+    shmb_a64 taken;               /* a remote client's own ring: end of what was sent on (mirror.h) */
+    uint8_t fill[32];
     uint64_t slots;               /* receipt slots, a power of two; frames in flight stay below it */
     uint8_t fill1[56];
 };

@@ -2,22 +2,20 @@
  *
  * A remote client has its broker's shared objects to itself (client/remote/mirror.py): its producers
  * fill an ingress ring as they would a local one, and one thread of the process, which stands for the
- * writer, takes the frames and sends them. An answer comes back in any order; receipts go into their places
+ * writer, sends the frames on. A frame stays where it is until it is answered, so that it can be sent again
+ * after a break: there is no other copy. An answer comes back in any order; receipts go into their places
  * in order, since the producer counts them (ingress.h), so an early one waits for those before it.
  *
- *     tail = what was taken        receipts = `told`        answered ahead of it: `answers`
+ *     tail = end of what is answered <= at = end of what was taken <= head        receipts = `told`
  *
- * The tail moves when a frame is taken, since it is copied then. A receipt says that its acks are
- * reached, so the slot's durable position is moved to its end before it is put: nobody waits twice.
- * Everything here belongs to that one thread, but the words in the shared objects, and `stop`.
+ * A receipt says that its acks are reached, so the slot's durable position is moved to its end before it is
+ * put: nobody waits twice. Everything here belongs to that one thread, but the words in the shared objects.
  */
 #ifndef SHMB_MIRROR_H
 #define SHMB_MIRROR_H
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "layout.h"
 #include "park.h"
@@ -32,6 +30,7 @@ struct shmb_answer {
     int32_t error;
     uint32_t bytes; /* of the batch */
     int known;
+    uint64_t end; /* in the ring, behind the frame */
 };
 
 struct shmb_mirror {
@@ -44,11 +43,12 @@ struct shmb_mirror {
     uint64_t capacity, slots;
     uint64_t id;
     uint32_t writer;
-    uint64_t tail;  /* bytes taken */
+    uint64_t at;    /* bytes taken */
+    uint64_t tail;  /* bytes answered: their places are free */
+    uint64_t seen;  /* the head when there was nothing to take, or no more was wanted */
     uint64_t taken; /* frames taken */
     uint64_t told;  /* receipts put */
     struct shmb_answer *answers; /* of the frames from `told` to `taken`, each in its place */
-    shmb_a32 stop;  /* ends shmb_mirror_ring */
 };
 
 static inline shmb_a32 *shmb_mirror_word(const struct shmb_mirror *m, uint32_t index)
@@ -69,26 +69,41 @@ static inline void shmb_mirror_assign(void *table, uint32_t slot, const uint8_t 
 }
 
 /* The frame that is next, or NULL. Its batch stands behind it. */
-static inline const struct shmb_frame *shmb_mirror_next(const struct shmb_mirror *m)
+static inline const struct shmb_frame *shmb_mirror_next(struct shmb_mirror *m)
 {
-    if (shmb_observe(&m->ring->head) == m->tail || m->taken - m->told >= m->slots)
+    m->seen = shmb_observe(&m->ring->head);
+    if (m->seen == m->at || m->taken - m->told >= m->slots)
         return NULL;
-    return (const struct shmb_frame *)(m->data + (m->tail & (m->capacity - 1)));
+    return (const struct shmb_frame *)(m->data + (m->at & (m->capacity - 1)));
 }
 
-/* That frame was copied: its place is free. */
+/* That frame is on its way; its place stays taken until its answer. */
 static inline void shmb_mirror_take(struct shmb_mirror *m)
 {
-    const struct shmb_frame *f = (const struct shmb_frame *)(m->data + (m->tail & (m->capacity - 1)));
+    const struct shmb_frame *f = (const struct shmb_frame *)(m->data + (m->at & (m->capacity - 1)));
     struct shmb_answer *a = &m->answers[m->taken & (m->slots - 1)];
+    m->at += shmb_frame_bytes(f->length);
     a->slot = f->slot;
     a->chain = f->chain;
     a->bytes = f->length;
+    a->end = m->at;
     a->known = 0;
     m->taken++;
-    m->tail += shmb_frame_bytes(f->length);
-    shmb_publish(&m->receipts->tail, m->tail);
+    shmb_publish(&m->receipts->taken, m->at);
     shmb_park_wake(shmb_mirror_word(m, shmb_park_ingress(m->id)));
+}
+
+/* Has the next publication ring the bell; 1 when there was one since shmb_mirror_next or this looked: look
+ * again, it may not ring. What waits for credit does not count. */
+static inline int shmb_mirror_arm(struct shmb_mirror *m)
+{
+    shmb_park_arm_unfenced(shmb_mirror_word(m, SHMB_PARK_WRITER + m->writer));
+    shmb_fence_full();
+    uint64_t head = shmb_observe(&m->ring->head);
+    if (head == m->seen)
+        return 0;
+    m->seen = head;
+    return 1;
 }
 
 /* What became of frame `seq`; puts its receipt and those that waited for it. */
@@ -112,33 +127,14 @@ static inline void shmb_mirror_answer(struct shmb_mirror *m, uint64_t seq, int32
             .frame_seq = m->told, .slot = a->slot, .error = a->error,
             .base_offset = a->error ? -1 : a->base_offset, .end_position = end,
             .generation = SHMB_MIRROR_GENERATION, .log_start_offset = -1,
-            .frame_end = m->tail, .chain = a->chain};
+            .frame_end = a->end, .chain = a->chain};
+        m->tail = a->end;
         m->told++;
     }
     if (m->told != before) {
         shmb_publish(&m->receipts->receipts, m->told);
+        shmb_publish(&m->receipts->tail, m->tail);
         shmb_park_wake(shmb_mirror_word(m, shmb_park_ingress(m->id)));
-    }
-}
-
-/* Rings `bell`, an eventfd, whenever something was published, until `stop`; in a thread of its own, without
- * the GIL. It looks at what it has seen itself, not at what was taken: frames that wait for credit don't ring. */
-static inline void shmb_mirror_ring(struct shmb_mirror *m, int bell)
-{
-    shmb_a32 *doorbell = shmb_mirror_word(m, SHMB_PARK_WRITER + m->writer);
-    uint64_t seen = 0, head, one = 1;
-    for (;;) {
-        shmb_park_arm(doorbell);
-        if (shmb_observe32(&m->stop))
-            return;
-        head = shmb_observe(&m->ring->head);
-        if (head == seen) {
-            shmb_park_wait(doorbell, INT64_MAX);
-            continue;
-        }
-        seen = head;
-        while (write(bell, &one, sizeof one) < 0 && errno == EINTR)
-            ;
     }
 }
 

@@ -29,11 +29,6 @@ cdef extern from "layout.h" nogil:
 
 cdef extern from "atomics.h" nogil:
     uint64_t shmb_observe(const shmb_a64 *word)
-    void shmb_publish32(shmb_a32 *word, uint32_t value)
-
-
-cdef extern from "park.h" nogil:
-    void shmb_park_wake_always(shmb_a32 *word)
 
 
 cdef extern from "shm.h" nogil:
@@ -43,8 +38,6 @@ cdef extern from "shm.h" nogil:
 
 
 cdef extern from "mirror.h" nogil:
-    enum:
-        SHMB_PARK_WRITER
     struct shmb_answer:
         uint64_t chain
     struct shmb_mirror:
@@ -56,15 +49,13 @@ cdef extern from "mirror.h" nogil:
         shmb_a32 *park
         uint64_t capacity, slots, id
         uint32_t writer
-        uint64_t tail, taken, told
+        uint64_t at, taken, told
         shmb_answer *answers
-        shmb_a32 stop
     void shmb_mirror_assign(void *table, uint32_t slot, const uint8_t *topic_id, uint32_t partition)
-    const shmb_frame *shmb_mirror_next(const shmb_mirror *m)
+    const shmb_frame *shmb_mirror_next(shmb_mirror *m)
     void shmb_mirror_take(shmb_mirror *m)
     void shmb_mirror_answer(shmb_mirror *m, uint64_t seq, int32_t error, int64_t base_offset)
-    void shmb_mirror_ring(shmb_mirror *m, int bell)
-    shmb_a32 *shmb_mirror_word(const shmb_mirror *m, uint32_t index)
+    int shmb_mirror_arm(shmb_mirror *m)
 
 
 cdef class MirrorRing:

@@ -1,12 +1,11 @@
 """A remote client's own copy of what a broker shares: a writer table, ingress rings and their receipts.
 
 Owns: the memory, in memfds of this process, and the writer's half of each ring (mirror.h). A MirrorRing
-belongs to one thread, the connection's, but `ring_bell`, which sleeps in a thread of its own, and
-`stop_bell` and the `open_` methods, for any. What is in the rings comes from producers of this very
-process, and is trusted as far as that.
+belongs to one thread, the connection's, but the `open_` methods, for any. What is in the rings comes from
+producers of this very process, and is trusted as far as that.
 """
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdlib cimport calloc, free
 from posix.mman cimport munmap
 
@@ -115,7 +114,7 @@ cdef class MirrorRing:
     @property
     def pending_bytes(self):
         """Published and not taken."""
-        return shmb_observe(&self._m.ring.head) - self._m.tail
+        return shmb_observe(&self._m.ring.head) - self._m.at
 
     @property
     def unanswered(self):
@@ -138,15 +137,17 @@ cdef class MirrorRing:
         return -1 if f == NULL else <int>f.slot
 
     def take(self):
-        """The next frame: (sequence, acks, batch). Its place in the ring is free then.
+        """The next frame: (sequence, acks, batch), the batch a view of its place in the ring, which is
+        used again once the frame and all before it are answered: let go of it before.
 
         Call it only after `next_slot` has named one."""
         cdef const shmb_frame *f = shmb_mirror_next(self._m)
+        cdef size_t start
         cdef tuple found  # declared, since Cython would infer the type of a const field for ever
         if f == NULL:
             raise IndexError("no frame")
-        found = (f.frame_seq, f.acks,
-                 PyBytes_FromStringAndSize(<const char *>f + sizeof(shmb_frame), f.length))
+        start = <size_t>(<const uint8_t *>f - self._m.data) + sizeof(shmb_frame)
+        found = (f.frame_seq, f.acks, memoryview(self)[start:start + f.length])
         shmb_mirror_take(self._m)
         return found
 
@@ -157,12 +158,11 @@ cdef class MirrorRing:
             raise ValueError(f"frame {seq} waits for no answer")
         shmb_mirror_answer(self._m, seq, error, base_offset)
 
-    def ring_bell(self, int bell):
-        """Rings `bell` (an eventfd) whenever a frame was published, until `stop_bell`; without the GIL."""
-        with nogil:
-            shmb_mirror_ring(self._m, bell)
+    def arm(self):
+        """Has the next publication ring the producers' bell; whether there was one since `next_slot` or
+        this was asked: look again then, it may not ring."""
+        return shmb_mirror_arm(self._m) != 0
 
-    def stop_bell(self):
-        """Ends `ring_bell` and all later ones."""
-        shmb_publish32(&self._m.stop, 1)
-        shmb_park_wake_always(shmb_mirror_word(self._m, SHMB_PARK_WRITER + self._m.writer))
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        # Both maps of the ring, read-only: a batch is in one piece.
+        PyBuffer_FillInfo(view, self, self._m.data, 2 * self._m.capacity, 1, flags)

@@ -102,6 +102,19 @@ static inline int shmb_park_wake(shmb_a32 *word)
     return 1;
 }
 
+/* S2 to S4 for a waiter that polls descriptors: instead of the word's sleepers an eventfd is told. */
+static inline void shmb_park_ring(shmb_a32 *word, int bell)
+{
+    shmb_fence_full();
+    uint32_t v = shmb_peek32(word);
+    uint64_t one = 1;
+    if (!(v & SHMB_PARK_ARMED) || !atomic_compare_exchange_strong_explicit(word, &v, v + 1, memory_order_acq_rel,
+                                                                           memory_order_relaxed))
+        return;
+    while (write(bell, &one, sizeof one) < 0 && errno == EINTR) {
+    }
+}
+
 /* Wakes every waiter of the word whatever it shows (state changes, shutdown, somebody's death). */
 static inline void shmb_park_wake_always(shmb_a32 *word)
 {

@@ -85,6 +85,7 @@ cdef extern from "ingress.h" nogil:
         uint64_t next_seq
         uint64_t received
         uint32_t ahead
+        int bell
 
     struct shmb_waiter:
         const shmb_a32 *epoch
@@ -93,6 +94,7 @@ cdef extern from "ingress.h" nogil:
         int64_t deadline_ns      # CLOCK_MONOTONIC
         int64_t spin_ns
 
+    uint64_t shmb_ingress_passed(const shmb_ingress *g)
     void shmb_ingress_init(shmb_ingress *g, void *ring, void *receipts, shmb_a32 *park,
                            uint32_t writer, uint64_t id)
     bint shmb_ingress_dry(const shmb_ingress *g)

@@ -20,6 +20,7 @@ cdef class Outlet:
         self.o = <shmb_outlet *>calloc(1, sizeof(shmb_outlet))
         if self.o == NULL:
             raise MemoryError()
+        self.o.ring.bell = -1
         shmb_poke32(&self.o.refs, 1)
         self.writer = writer
         self.table = connection.table(writer)
@@ -51,6 +52,8 @@ cdef class Outlet:
             raise MemoryError(f"receipts {ident} can't be mapped")
         shmb_ingress_init(&self.o.ring, ring_at, receipts_at, <shmb_a32 *>park, writer, ident)
         self.o.ring.ahead = connection.frames_ahead
+        if "bell" in said:  # a copy of ours: the connection may close its own before we are gone
+            self.o.ring.bell = os.dup(said["bell"])
         self.o.inflight = <shmb_pbatch **>calloc(self.o.ring.slots, sizeof(shmb_pbatch *))
         if self.o.inflight == NULL:
             raise MemoryError()
@@ -264,7 +267,7 @@ cdef _place(Lanes topic, shmb_lane *lane, info, Outlet outlet, bint move):
 cdef str _why_blocked(shmb_lane *lane):
     """" (…)" with what the writer says of the frame at the head of the lane's ring; "" if nothing."""
     cdef shmb_outlet *o = shmb_lane_lock(lane)
-    cdef uint64_t tail = shmb_observe(&o.ring.back.tail)
+    cdef uint64_t tail = shmb_ingress_passed(&o.ring)
     cdef uint32_t slot = lane.slot_index
     cdef shmb_slot *at
     if tail != o.ring.published:

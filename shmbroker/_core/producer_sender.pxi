@@ -275,6 +275,7 @@ cdef class Sender:
         cdef Lanes topic
         cdef int32_t p
         cdef shmb_lane *lane
+        cdef shmb_outlet *o
         cdef Outlet outlet
         if self.generation != shmb_fork_generation:
             raise errors.ForkedError("this producer")
@@ -285,6 +286,10 @@ cdef class Sender:
                 for p in range(topic.partitions):
                     lane = topic.lanes[p]
                     if lane != NULL and <size_t>lane.out in writers:
+                        o = shmb_lane_lock(lane)
+                        shmb_outlet_drain(o)  # nobody else takes receipts of a producer that stands still
+                        shmb_lane_settle(lane)
+                        shmb_unlock(&o.lock)
                         found.append((topic.name, p, writers[<size_t>lane.out], lane.slot_index,
                                       lane.slot_epoch, lane.in_flight))
         return found

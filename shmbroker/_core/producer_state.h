@@ -206,6 +206,8 @@ static inline void shmb_outlet_release(struct shmb_outlet *o)
         shmb_outlet_unmap_ring(o);
         if (o->ring.back)
             munmap(o->ring.back, o->receipts_bytes);
+        if (o->ring.bell >= 0)
+            close(o->ring.bell);
         free(o->inflight);
         free(o);
     }

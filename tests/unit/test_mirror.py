@@ -82,7 +82,7 @@ class Here:
 
     def notify(self) -> None: ...
 
-    def frames(self) -> list[tuple[core.MirrorRing, int, int, bytes, Spot]]:
+    def frames(self) -> list[tuple[core.MirrorRing, int, int, memoryview, Spot]]:
         """All that are published: (ring, sequence, acks, batch, whose)."""
         found = []
         for ring in self.mirror.rings():
@@ -138,7 +138,7 @@ def test_what_has_no_topics_is_left_alone(here: Here) -> None:
 
 def test_only_rings_that_are_there_are_opened(here: Here) -> None:
     made = here.mirror.open_ingress(0, 100_000, 200)
-    assert made == {"ingress": 1, "capacity": 131_072, "slots": 256}
+    assert made == {"ingress": 1, "capacity": 131_072, "slots": 256, "bell": here.bell}
     here.mirror.open_object("i1").close()
     for name in ("i2", "r2", "x1", "i", "p", "w0", "l0.0.1"):
         with pytest.raises(FileNotFoundError):
@@ -152,11 +152,17 @@ def test_only_rings_that_are_there_are_opened(here: Here) -> None:
 def test_a_published_frame_rings_the_bell_and_its_answer_settles_the_receipt(
     here: Here, producer: Producer
 ) -> None:
+    first = producer.send("t", b"opens the ring", partition=1)
+    ((ring, seq, *_),) = here.frames()
+    ring.answer(seq, 0, 1233)
+    assert first.result(5).offset == 1233
+    os.eventfd_read(here.bell)
+    assert not here.mirror.arm()
     receipt = producer.send("t", b"value", partition=1)
-    assert select.select([here.bell], [], [], 10)[0]
+    assert select.select([here.bell], [], [], 0)[0]
     ((ring, seq, acks, batch, spot),) = here.frames()
-    assert (ring.writer, seq, acks, spot) == (1, 0, 2, Spot(TOPIC, 1))
-    assert b"value" in batch
+    assert (ring.writer, seq, acks, spot) == (1, 1, 2, Spot(TOPIC, 1))
+    assert b"value" in bytes(batch)
     assert (ring.pending_bytes, ring.unanswered) == (0, 1)
     assert not receipt.done()
     ring.answer(seq, 0, 1234)
@@ -165,6 +171,41 @@ def test_a_published_frame_rings_the_bell_and_its_answer_settles_the_receipt(
     for wrong in (seq, seq + 1):
         with pytest.raises(ValueError, match="waits for no answer"):
             ring.answer(wrong, 0, 0)
+
+
+def test_what_was_published_before_the_bell_was_armed_is_told_and_rings_none(
+    here: Here, producer: Producer
+) -> None:
+    producer.send("t", b"value", partition=1)
+    os.eventfd_read(here.bell)  # of the ring that was opened
+    assert here.mirror.arm()
+    assert not here.mirror.arm()  # it was told; it may wait for credit
+    ((ring, seq, *_),) = here.frames()
+    ring.answer(seq, 0, 0)
+    assert not here.mirror.arm()
+    assert not select.select([here.bell], [], [], 0)[0]
+
+
+def test_a_batch_stays_in_its_place_until_it_is_answered(here: Here) -> None:
+    room = 1 << 16
+    here.mirror.open_ingress(0, room, 8)
+    here.ring_bytes = room
+    with Producer(client_of(here), linger_ms=0, batch_bytes=8 << 10, on_full="raise") as producer:
+        values = [b"%05d" % n + bytes(5_000) for n in range(100)]
+        sent = []
+        with pytest.raises(errors.BufferFull):
+            for value in values:
+                sent.append(producer.send("t", value, partition=0))
+        frames = here.frames()
+        with pytest.raises(errors.BufferFull):  # taken, and not answered: none has made room
+            producer.send("t", values[-1], partition=0)
+        held = b"".join(bytes(batch) for _, _, _, batch, _ in frames)
+        assert all(value[:5] in held for value in values[: len(sent)])
+        for ring, seq, *_ in frames:
+            ring.answer(seq, 0, seq)
+        producer.send("t", values[-1], partition=0)
+        for ring, seq, *_ in here.frames():
+            ring.answer(seq, 0, seq)
 
 
 def test_a_lone_record_does_not_wait_for_the_answers_to_those_before(here: Here) -> None:
@@ -191,8 +232,8 @@ def test_records_gather_while_the_connection_takes_none(here: Here) -> None:
         ((ring, seq, *_),) = here.frames()
         producer._sender_state.publish()
         ((_, last, _, batch, _),) = here.frames()
-        assert b"gathers" in batch
-        assert b"gathers too" in batch
+        assert b"gathers" in bytes(batch)
+        assert b"gathers too" in bytes(batch)
         ring.answer(seq, 0, 0)
         ring.answer(last, 0, 1)
 

@@ -46,7 +46,7 @@ _PROGRAM: Final = program_name()
 class RemoteConnection(Connection):
     """See the module."""
 
-    ring_bytes = 8 << 20
+    ring_bytes = 16 << 20
     batch_bytes = 512 << 10  # each costs some steps in Python here and in ingress
     frames_ahead = 4  # an answer is a round trip away, which a lone record is not to wait for
     attachment: RemoteAttachment
@@ -188,7 +188,11 @@ class RemoteConnection(Connection):
             if now >= link_at:
                 link_at = self._link.tick(now)
             due = min(said_s + told.heartbeat_s, heard_s + told.dead_s, link_at)
-            ready = self._poll(max(0.0, due - now))
+            waits_ms = int(max(0.0, due - now) * 1000) + 1
+            if self._mirror.arm():
+                self._link.pump()
+                waits_ms = 0
+            ready = self._poll(waits_ms)
             stood_s = time.monotonic() - max(due, now) - _STALL_S
             if stood_s > 0:  # we did, and could have heard nobody
                 heard_s += stood_s
@@ -221,7 +225,7 @@ class RemoteConnection(Connection):
             heard.receive()
         return True
 
-    def _poll(self, timeout_s: float) -> dict[Any, int]:
+    def _poll(self, timeout_ms: int) -> dict[Any, int]:
         heard, link = self._heard, self._link
         watched: list[Any] = [self._bell, self._wake_fd, self._desk.socket, self._desk.monitor]
         watched += [link.socket, link.monitor, None if heard is None else heard.socket]
@@ -230,7 +234,7 @@ class RemoteConnection(Connection):
             for what in watched:
                 if what is not None:
                     self._poller.register(what, zmq.POLLIN)
-        return dict(self._poller.poll(int(timeout_s * 1000) + 1))
+        return dict(self._poller.poll(timeout_ms))
 
     def _hear_desk(self) -> bool:
         """Takes what control says unasked; False when the broker knows us no more."""

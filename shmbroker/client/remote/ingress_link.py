@@ -51,6 +51,7 @@ _LINGER_MS: Final = 1_000  # for what was sent when the program closes
 _AGAIN_FIRST_S: Final = 0.05  # between two connections after an error, doubling up to …
 _AGAIN_LAST_S: Final = 1.0
 _PRODUCER_ID: Final = slice(43, 51)  # of a batch (batch.h); all ones: it has none, nor sequences
+_HEAP_BYTES: Final = 16 << 20
 _NO_PRODUCER: Final = b"\xff" * 8
 
 
@@ -66,6 +67,9 @@ class IngressLink:
     ) -> None:
         """`prepare` sets options before the socket connects (keys); `name` is the program's."""
         self._context, self._mirror, self._prepare, self._name = context, mirror, prepare, name
+        # ZeroMQ copies a batch to a block of its own. glibc gives that back to the kernel and has a
+        # fresh one for the next (0.3 s of processor a GB), until it has seen one as large freed.
+        bytes(_HEAP_BYTES)
         self._session = IngressClient()
         self._correlations = itertools.count(1)
         self._waiting: dict[int, tuple[MirrorRing, int]] = {}

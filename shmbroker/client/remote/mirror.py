@@ -46,9 +46,7 @@ class Mirror:
         self._writers: dict[Spot, int] = {}  # the broker's present ones
         self._rings: dict[int, core.MirrorRing] = {}
         self._leaving: set[int] = set()
-        self._bells: dict[int, threading.Thread] = {}
         self._next_ingress = 1
-        self._closed = False
 
     # --- for the connection --------------------------------------------------------------------
 
@@ -82,12 +80,8 @@ class Mirror:
             number, self._next_ingress = self._next_ingress, self._next_ingress + 1
             ring = core.MirrorRing(self.park, self._table(writer), number, writer, granted, places)
             self._rings[number] = ring
-            rings = threading.Thread(
-                target=ring.ring_bell, args=(self._bell,), name="shmbroker-bell", daemon=True
-            )
-            self._bells[number] = rings
-            rings.start()
-        return {"ingress": number, "capacity": granted, "slots": places}
+        os.eventfd_write(self._bell, 1)  # so that the watcher arms it
+        return {"ingress": number, "capacity": granted, "slots": places, "bell": self._bell}
 
     def close_ingress(self, number: int) -> dict[str, Any]:
         """As the control request of that name: the ring goes when it is empty and answered."""
@@ -97,11 +91,9 @@ class Mirror:
         return {}
 
     def close(self) -> None:
-        """Ends the bells' threads."""
+        """Lets go of the rings; producers keep theirs mapped until they are gone."""
         with self._lock:
-            self._closed = True
-            for number in list(self._rings):
-                self._let_go(number)
+            self._rings.clear()
 
     # --- for the watcher -----------------------------------------------------------------------
 
@@ -112,8 +104,15 @@ class Mirror:
                 ring = self._rings.get(number)
                 if ring is None or not (ring.pending_bytes or ring.unanswered):
                     self._leaving.discard(number)
-                    self._let_go(number)
+                    self._rings.pop(number, None)
             return list(self._rings.values())
+
+    def arm(self) -> bool:
+        """Has the next publication ring the bell; True when there is one to look at already."""
+        there = False
+        for ring in self.rings():
+            there |= ring.arm()
+        return there
 
     def spot(self, writer: int, slot: int) -> Spot:
         """Whose frame that is."""
@@ -155,12 +154,6 @@ class Mirror:
             found = self._places[spot] = (writer, slot)
             self._spots[found] = spot
         return found
-
-    def _let_go(self, number: int) -> None:
-        ring = self._rings.pop(number, None)
-        if ring is not None:
-            ring.stop_bell()
-            self._bells.pop(number).join()
 
 
 __all__ = ["Mirror", "Spot"]

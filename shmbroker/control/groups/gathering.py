@@ -99,13 +99,15 @@ class Gathering:
         self.flush(unix_ms)
         return gone
 
-    def flush(self, unix_ms: int) -> None:
-        """Stores what was handed in since the last call, durable, then answers everybody."""
+    def flush(self, unix_ms: int) -> StoreFailed | None:
+        """Stores what was handed in since the last call, durable, then answers everybody.
+
+        Returns what they were told instead of an answer if it could not be stored."""
         if changes := self._coordinator.take_changes():
             self._unstored.append(changes)
         commits, self._commits = self._commits, []
         answers, self._answers = self._answers, []
-        failed: ShmbrokerError | None = None
+        failed: StoreFailed | None = None
         if self._unstored or commits:
             try:
                 self._store.write(self._unstored, commits, unix_ms)
@@ -114,6 +116,7 @@ class Gathering:
                 failed = _failed(error)
         for answer, said in answers:
             answer(said if failed is None or isinstance(said, BaseException) else failed)
+        return failed
 
     def _ask(self, do: Callable[[], Mapping[str, Any]], answer: Answer) -> None:
         said: Mapping[str, Any] | BaseException

@@ -30,8 +30,9 @@ def judge(
     """What of a commit is to be stored, and the answer for when it is durable.
 
     `refused` is `Coordinator.check_commit`'s; `durable_end` says None for a partition that there is
-    not. An offset behind the durable end becomes that: records up to there can't be lost any more,
-    and the leader epoch, which may be a later one then, truncates nothing that is still there.
+    not, and raises what one is to be refused with. An offset behind the durable end becomes that:
+    records up to there can't be lost any more, and the leader epoch, which may be a later one then,
+    truncates nothing that is still there.
     """
     kept: list[OffsetCommit] = []
     committed: dict[Partition, int] = {}
@@ -39,7 +40,11 @@ def judge(
     for row in commit.rows:
         if row.partition in no:
             continue
-        end = durable_end(row.partition)
+        try:
+            end = durable_end(row.partition)
+        except ShmbrokerError as error:
+            no[row.partition] = error
+            continue
         if end is None:
             no[row.partition] = UnknownTopic(*row.partition)
             continue
