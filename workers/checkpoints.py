@@ -68,6 +68,7 @@ class Checkpoints:
         self._durable_end, self._loop, self._flush_soon = durable_end, loop, flush_soon
         self._flush_s = flush_ms / 1000
         self._objects: dict[int, _Object] = {}
+        self._of: dict[str, dict[int, _Object]] = {}  # by group
         self._timer: Timer | None = None
 
     def restore(self) -> None:
@@ -84,7 +85,7 @@ class Checkpoints:
                 _log.warning("checkpoints not adopted", number=number, cause=str(error))
                 self._memory.drop_checkpoints(number)
                 continue
-            self._objects[number] = _Object(number, view, view.client)
+            self._add(_Object(number, view, view.client))
         for one in list(self._objects.values()):
             self._look(one)
         self._end_of_members()
@@ -105,19 +106,21 @@ class Checkpoints:
             raise
         finally:
             made.close()
-        self._objects[number] = _Object(number, view, client)
+        self._add(_Object(number, view, client))
         self._again()
         return CheckpointsOpened(f"k{number}", slots).to_ok()
 
     def look(self, group: str | None = None) -> None:
-        """Hands in what members of the group (None: of all groups) have stored since the last look.
+        """Hands in what members of the group (None: of every one) have stored since the last look.
 
         To be called before anything in the group is changed, given up or told. Costs a load for
         each object in which nothing was stored.
         """
-        for one in list(self._objects.values()):
-            if one.view.stirred and group in (None, one.view.group):
-                self._look(one)
+        objects = self._objects if group is None else self._of.get(group)
+        if objects:
+            for one in list(objects.values()):
+                if one.view.stirred:
+                    self._look(one)
 
     def client_gone(self, client: int) -> None:
         """The client has hung up: nothing of it is stored any more; its objects go."""
@@ -137,8 +140,13 @@ class Checkpoints:
         for one in self._objects.values():
             one.view.close()
         self._objects.clear()
+        self._of.clear()
 
     # Inside
+
+    def _add(self, one: _Object) -> None:
+        self._objects[one.number] = one
+        self._of.setdefault(one.view.group, {})[one.number] = one
 
     def _again(self) -> None:
         if self._timer is None and self._objects:
@@ -173,6 +181,10 @@ class Checkpoints:
 
     def _drop(self, one: _Object) -> None:
         if self._objects.pop(one.number, None) is not None:
+            of_group = self._of[one.view.group]
+            del of_group[one.number]
+            if not of_group:
+                del self._of[one.view.group]
             self._memory.drop_checkpoints(one.number)
             one.view.close()
 

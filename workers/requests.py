@@ -23,7 +23,7 @@ from shmbroker.workers.worker_link import WorkerLink
 if TYPE_CHECKING:
     from shmbroker.workers.acceptor import Acceptor
 
-_LOCAL_ONLY: Final = frozenset({"open_ingress", "close_ingress", "shutdown"})
+_LOCAL_ONLY: Final = frozenset({"open_ingress", "close_ingress", "open_checkpoints", "shutdown"})
 
 
 class ControlRequests:
@@ -47,6 +47,7 @@ class ControlRequests:
             "group_leave": acceptor.groups.leave,
             "commit_offsets": acceptor.groups.commit,
             "fetch_offsets": acceptor.groups.fetch,
+            "open_checkpoints": acceptor.groups.open_checkpoints,
             "status": self._status,
             "shutdown": self._shutdown,
         }
