@@ -499,6 +499,15 @@ class FencedInstance(ShmbrokerError):
     instance_id: str = ""
 
 
+class NoCommittedOffset(ShmbrokerError):
+    """A group has committed nothing for a partition, and is not to choose by itself (start)."""
+
+    kafka_code = 1031
+    group: str = ""
+    topic: str = ""
+    partition: int = -1
+
+
 class UnsupportedAssignor(ShmbrokerError):
     """An assignor of a name that this broker does not know."""
 
@@ -699,6 +708,7 @@ __all__ = [
     "LogTruncated",
     "MemoryBudget",
     "NoBroker",
+    "NoCommittedOffset",
     "NotSupported",
     "OffsetOutOfRange",
     "OutOfOrderSequence",

@@ -39,6 +39,10 @@ static inline uint32_t shmb_observe32(const shmb_a32 *word)
 {
     return atomic_load_explicit((shmb_a32 *)word, memory_order_acquire);
 }
+static inline int shmb_replace32(shmb_a32 *word, uint32_t value, uint32_t by)
+{
+    return atomic_compare_exchange_strong_explicit(word, &value, by, memory_order_acq_rel, memory_order_acquire);
+}
 static inline void shmb_publish32(shmb_a32 *word, uint32_t value)
 {
     atomic_store_explicit(word, value, memory_order_release);

@@ -16,6 +16,7 @@ cdef extern from "atomics.h" nogil:
     uint64_t shmb_peek(const shmb_a64 *word)
     uint32_t shmb_observe32(const shmb_a32 *word)
     void shmb_publish32(shmb_a32 *word, uint32_t value)
+    bint shmb_replace32(shmb_a32 *word, uint32_t value, uint32_t by)
     void shmb_relax()
 
 
@@ -225,7 +226,9 @@ cdef class RecordStream:
     cdef unsigned _forks               # of this process when the stream was made
     cdef object _lock                  # held while a thread is inside
     cdef object _owner                 # that thread
-    cdef EpochWord _stop               # not 0: closed
+    cdef EpochWord _stop               # not 0: closed, or there is something to be seen to
+    cdef public bint _calls_back       # the user's code runs inside a read
+    cdef unsigned _nested              # calls of that code's that are inside
     cdef Py_ssize_t _turn              # the reader that is asked first
     cdef public list _all              # every PartitionReader
     cdef public list _readers          # those that are not paused; replaced, never changed
@@ -250,6 +253,7 @@ cdef class RecordStream:
     cdef int _hand_out_to(self, Kept kept, int64_t offset) except -1
     cdef int _describe(self, shmb_watch *watches, shmb_a32 **words) except -1
     cdef bint _sleep(self, int64_t deadline_ns) except -1
+    cdef int _wake(self) except -1
 
 
 cdef class Watcher:

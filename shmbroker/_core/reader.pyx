@@ -134,6 +134,10 @@ cdef class EpochWord:
         """Stores by release; whoever waits on park words must be woken afterwards."""
         shmb_publish32(self._word, value)
 
+    def replace(self, uint32_t value, uint32_t by):
+        """Stores `by` if the word shows `value`; whether it did."""
+        return shmb_replace32(self._word, value, by) != 0
+
 
 # A sleep is interrupted at least this often to look for signals; see park.h.
 shmb_signal_look_ns = 0 if os.environ.get("SHMBROKER_PARK_FOREVER") else 500_000_000

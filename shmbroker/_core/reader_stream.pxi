@@ -50,6 +50,10 @@ def monotonic_ns():
 
 # ---- The stream of one consumer ----
 
+cdef enum:
+    STOPPED = 1  # what the word `_stop` says
+    CALLED = 2
+
 
 cdef class RecordStream:
     """A consumer's way through its partitions, as long as nothing is out of the ordinary.
@@ -72,12 +76,15 @@ cdef class RecordStream:
         """ForkedError in a forked child, ClosedError after close()."""
         if self._forks != forks:
             raise errors.ForkedError("this consumer")
-        if shmb_observe32(self._stop._word):
+        if shmb_observe32(self._stop._word) == STOPPED:
             raise errors.ClosedError("this consumer is closed")
 
     cdef int _enter(self) except -1:
         self._check()
         if not self._lock.acquire(False):
+            if self._owner == get_ident():
+                raise errors.ConcurrentUse("a consumer's callback can't read from it: it is inside a read; "
+                                           "seek, commit and the like are fine")
             raise errors.ConcurrentUse("two threads are inside one consumer, which belongs to one "
                                        "at a time: give each thread a consumer of its own")
         self._owner = get_ident()
@@ -89,12 +96,19 @@ cdef class RecordStream:
         return 0
 
     def _hold(self):
-        """Begins a call that is not for two threads at once; ConcurrentUse."""
-        self._enter()
+        """Begins a call that is not for two threads at once; ConcurrentUse. A callback may be inside one."""
+        if self._owner == get_ident() and self._calls_back:
+            self._check()
+            self._nested += 1
+        else:
+            self._enter()
 
     def _let_go(self):
         """Ends it."""
-        self._leave()
+        if self._nested:
+            self._nested -= 1
+        else:
+            self._leave()
 
     def __iter__(self):
         return self
@@ -129,11 +143,11 @@ cdef class RecordStream:
             self._leave()
 
     cdef object _one(self, int64_t deadline_ns):
-        if not self._buffered():
+        if not self._buffered() or shmb_observe32(self._stop._word):
             self._enter()
             try:
                 self._ask()
-                self._records = None
+                self._unbuffer()
                 found = self._quick(deadline_ns)
                 if found is None:
                     found = self._slow(deadline_ns)
@@ -206,6 +220,11 @@ cdef class RecordStream:
     def _next_buffered(self):
         """The record that comes next, where it was fetched already."""
         return self._records[self._at] if self._buffered() else None
+
+    @property
+    def _last_record(self):
+        """The record that was handed out last, as long as nothing else was done."""
+        return self._records[self._at - 1] if self._records is not None and self._at else None
 
     def _wait(self, long long deadline_ns):
         """Waits until something changes; False at the deadline."""
@@ -310,20 +329,43 @@ cdef class RecordStream:
 
     def _stop_waits(self):
         """Ends the present wait and all later ones. Any thread."""
-        cdef PartitionReader reader
         if self._owner and self._owner != get_ident():
             self._closed_while_inside = True
-        self._stop.set(1)
+        self._stop.set(STOPPED)
         self._records = None
         self._out_offset = -1  # nobody asked past it
+        self._wake()
+
+    cdef int _wake(self) except -1:
+        cdef PartitionReader reader
         shmb_park_wake_always(word_at(self._park, SHMB_PARK_INSTANCE))
         for reader in list(self._all):
             shmb_park_wake_always(word_at(self._park, reader._park_word))
+        return 0
+
+    def _call(self):
+        """Has the thread that reads see to something (`_called`) before its next record. Any thread."""
+        if self._stop.replace(0, CALLED):
+            self._wake()
+
+    @property
+    def _called(self):
+        """Whether there is something to be seen to."""
+        return shmb_observe32(self._stop._word) == CALLED
+
+    def _answer_call(self):
+        """It is being seen to; whether there was something."""
+        return self._stop.replace(CALLED, 0)
 
     @property
     def _stopped(self):
         """Whether `_stop_waits` was called."""
-        return shmb_observe32(self._stop._word) != 0
+        return shmb_observe32(self._stop._word) == STOPPED
+
+    @property
+    def _owner_is_here(self):
+        """Whether the thread that is inside is the caller's own."""
+        return self._owner == get_ident()
 
     def _await_leave(self):
         """Returns when no thread is inside; False when it is the caller's own (a signal handler)."""

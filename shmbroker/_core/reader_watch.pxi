@@ -133,7 +133,8 @@ cdef class AsyncRecords:
 
     cdef object _fetched(self):
         cdef RecordStream stream = self._stream
-        if stream is None or stream._forks != forks or not stream._buffered():
+        if (stream is None or stream._forks != forks or not stream._buffered()
+                or shmb_observe32(stream._stop._word)):
             return None
         return stream._pop()
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 _REPEATABLE: Final = frozenset(
     {
         "metadata", "status", "partition_state", "init_producer", "open_ingress", "close_ingress",
-        "alter_topic", "delete_records", "heartbeat", "offsets",
+        "alter_topic", "delete_records", "heartbeat", "offsets", "group_heartbeat", "group_leave",
+        "commit_offsets", "fetch_offsets",
     }
 )  # fmt: skip
 _SLOW_S: Final = 60.0  # for what waits on disks: topics made, altered and deleted

@@ -14,21 +14,24 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack, ove
 
 from shmbroker.client.admin import Admin
 from shmbroker.client.local_connection import LocalConnection
-from shmbroker.client.metadata import Metadata
+from shmbroker.client.metadata import Metadata, TopicPartition
 from shmbroker.errors import ForkedError, NoBroker
 from shmbroker.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
     from types import TracebackType
     from typing import Literal
 
     from shmbroker.client.connection import Connection
     from shmbroker.client.consumer import Consumer, Start
+    from shmbroker.client.group_consumer import GroupConsumer
     from shmbroker.client.producer import Producer
     from shmbroker.client.serializing import (
         Deserializer,
         DeserializingConsumer,
+        DeserializingGroupConsumer,
         Partitioner,
         Serializer,
         SerializingProducer,
@@ -48,8 +51,43 @@ class _Reading(TypedDict, total=False):
     idle: Literal["adaptive", "spin", "park"]
 
 
+class _Sharing(TypedDict, total=False):
+    """The options of a group's member beside the deserializers."""
+
+    pattern: str | None
+    start: Literal["earliest", "latest", "error"] | datetime
+    isolation: Literal["durable", "appended"]
+    on_gap: Literal["error", "earliest"]
+    idle: Literal["adaptive", "spin", "park"]
+    auto_commit_ms: int | None
+    instance_id: str | None
+    assignor: Literal["sticky", "range", "roundrobin"] | None
+    session_timeout_ms: int | None
+    rebalance_timeout_ms: int | None
+    on_assign: Callable[[list[TopicPartition]], object] | None
+    on_revoke: Callable[[list[TopicPartition]], object] | None
+    on_lost: Callable[[list[TopicPartition]], object] | None
+
+
 class _Closable(Protocol):
     def close(self) -> None: ...
+
+
+def _kind_of_consumer(shares: bool, decodes: bool) -> Callable[..., Consumer]:
+    """Which class; none is imported that is not needed."""
+    if decodes:
+        from shmbroker.client import serializing
+
+        return (
+            serializing.DeserializingGroupConsumer if shares else serializing.DeserializingConsumer
+        )
+    if shares:
+        from shmbroker.client.group_consumer import GroupConsumer
+
+        return GroupConsumer
+    from shmbroker.client.consumer import Consumer
+
+    return Consumer
 
 
 def connect(
@@ -213,6 +251,25 @@ class Client(Admin):
     def consumer(
         self,
         *topics: str,
+        group: str,
+        value_deserializer: Callable[[bytes], V],
+        key_deserializer: Deserializer | None = None,
+        **options: Unpack[_Sharing],
+    ) -> DeserializingGroupConsumer[V]: ...
+    @overload
+    def consumer(
+        self,
+        *topics: str,
+        group: str,
+        key_deserializer: Deserializer,
+        **options: Unpack[_Sharing],
+    ) -> DeserializingGroupConsumer[bytes]: ...
+    @overload
+    def consumer(self, *topics: str, group: str, **options: Unpack[_Sharing]) -> GroupConsumer: ...
+    @overload
+    def consumer(
+        self,
+        *topics: str,
         value_deserializer: Callable[[bytes], V],
         key_deserializer: Deserializer | None = None,
         **options: Unpack[_Reading],
@@ -222,52 +279,36 @@ class Client(Admin):
         self, *topics: str, key_deserializer: Deserializer, **options: Unpack[_Reading]
     ) -> DeserializingConsumer[bytes]: ...
     @overload
+    def consumer(self, *topics: str, **options: Unpack[_Reading]) -> Consumer: ...
     def consumer(
         self,
         *topics: str,
-        partitions: list[int] | None = None,
-        start: Start = "latest",
-        isolation: Literal["durable", "appended"] = "durable",
-        on_gap: Literal["error", "earliest"] = "error",
-        idle: Literal["adaptive", "spin", "park"] = "adaptive",
-    ) -> Consumer: ...
-    def consumer(
-        self,
-        *topics: str,
-        partitions: list[int] | None = None,
-        start: Start = "latest",
-        isolation: Literal["durable", "appended"] = "durable",
-        on_gap: Literal["error", "earliest"] = "error",
-        idle: Literal["adaptive", "spin", "park"] = "adaptive",
+        group: str | None = None,
         key_deserializer: Deserializer | None = None,
         value_deserializer: Callable[[bytes], Any] | None = None,
+        **options: Any,
     ) -> Consumer:
-        """A consumer of all (or the named) partitions of `topics`.
+        """A consumer of all (or the named) `partitions` of `topics`; or a member of a `group`.
 
         `start`: "latest" (the end as it is now), "earliest", an offset (one partition only),
         {partition: offset} (one topic only), or a datetime. `isolation`: "durable" sees what is on
         stable storage, "appended" what the broker has. `on_gap`: what to do when retention took the
         next record: OffsetOutOfRange, or go on at the earliest. `idle`: how it waits. With a
         deserializer (a function of bytes) keys or values come decoded: DeserializingConsumer.
+
+        With `group` the partitions are shared with its other members, and reading begins at what
+        the group has committed (docs/groups.md); where that is nothing, at `start`: "earliest" (by
+        default, so that nothing is skipped), "latest", a datetime, or "error". Besides: `pattern`
+        of topic names, `auto_commit_ms` (off by default), `instance_id` of a static member,
+        `assignor` ("sticky", "range", "roundrobin"), `session_timeout_ms`, `rebalance_timeout_ms`,
+        and `on_assign`, `on_revoke`, `on_lost`, called with the partitions by the reading thread.
         """
         self._connection.check()
-        from shmbroker.client.consumer import Consumer
-
-        kind, more = Consumer, dict[str, Any]()
+        more = dict[str, Any]()
         if key_deserializer is not None or value_deserializer is not None:
-            from shmbroker.client.serializing import DeserializingConsumer
-
-            kind = DeserializingConsumer
             more = {"key_deserializer": key_deserializer, "value_deserializer": value_deserializer}
-        made = kind(
-            self,
-            topics,
-            partitions=partitions,
-            start=start,
-            isolation=isolation,
-            on_gap=on_gap,
-            idle=idle,
-            **more,
+        made = _kind_of_consumer(group is not None, bool(more))(
+            self, topics, **({} if group is None else {"group": group}), **options, **more
         )
         self._made.add(made)
         return made

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import zmq
 
     from shmbroker._core import shm
+    from shmbroker.client.groups.heart import Heart
     from shmbroker.client.metadata import Metadata
     from shmbroker.client.pressure import PressureSource
     from shmbroker.client.source import Source
@@ -104,12 +105,14 @@ class Connection:
         self._changed = threading.Condition()
         self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
         self._observers: list[Callable[[], None]] = []
+        self._controls: list[Control] = []
+        self._heart: Heart | None = None
 
     def _begin(self) -> None:
         """Attached: the watcher starts."""
         self.gone_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # readable while gone
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # for the watcher
-        self._control = Control(self)
+        self._control = self.open_control()
         self._watcher = threading.Thread(target=self._watch, name="shmbroker-watch", daemon=True)
         self._watcher.start()
         _live.add(self)
@@ -256,14 +259,40 @@ class Connection:
         for fn in self._observers:
             fn()
 
-    def request(self, op: str, timeout: float | None = None, **args: Any) -> dict[str, Any]:
+    def open_control(self) -> Control:
+        """One more control channel, whose requests wait for none of the others; ours to close."""
+        control = Control(self)
+        self._controls.append(control)
+        return control
+
+    @property
+    def heart(self) -> Heart:
+        """What keeps this process's consumers in their groups; made when it is first needed."""
+        with self._changed:
+            self.check()
+            if self._heart is None:
+                from shmbroker.client.groups.heart import Heart  # not for who is in no group
+
+                self._heart = Heart(self)
+            return self._heart
+
+    def request(
+        self,
+        op: str,
+        timeout: float | None = None,
+        control: Control | None = None,
+        **args: Any,
+    ) -> dict[str, Any]:
         """One control request and its answer; `timeout` in seconds, that of connect() by default.
+
+        `control`: another channel than the one that all share.
 
         Raises the broker's own error; TimedOut; BrokerGone; OutcomeUnknown when the broker went
         away in the middle of something that may not be done twice.
         """
         self.check()
-        return self._control.request(op, self.timeout if timeout is None else timeout, args)
+        timeout = self.timeout if timeout is None else timeout
+        return (control or self._control).request(op, timeout, args)
 
     def listen(self, listener: Listener) -> None:
         """Tells `listener` of gone and reattached as long as somebody else holds it."""
@@ -291,7 +320,10 @@ class Connection:
         os.eventfd_write(self._wake_fd, 1)
         if threading.current_thread() is not self._watcher:
             self._watcher.join()
-        self._control.close()
+        if self._heart is not None:
+            self._heart.close()
+        for control in self._controls:
+            control.close()
         self._hang_up()
         os.close(self._wake_fd)
         os.close(self.gone_fd)
@@ -318,6 +350,8 @@ class Connection:
         elif event.get("event") == "topics":
             names = event.get("names")
             self._tell_topics(None if names is None else frozenset(names))
+        elif event.get("event") == "group" and self._heart is not None:
+            self._heart.on_news(event)
 
     def _tell_topics(self, names: frozenset[str] | None) -> None:
         for listener in list(self.topic_listeners):
@@ -364,7 +398,8 @@ class Connection:
         return False
 
     def _come_back(self, adopted: bool) -> None:
-        self._control.reset()
+        for control in self._controls:
+            control.reset()
         with self._changed:
             if self._closed:
                 return

@@ -51,25 +51,33 @@ class Consumer(Positions):
         idle: Literal["adaptive", "spin", "park"] = "adaptive",
     ) -> None:
         self._closed = True  # until it is whole, for __del__ and close
-        self._pid = os.getpid()
         check_options(topics, partitions, isolation, on_gap)
-        _one_of("idle", idle, tuple(_SPIN_NS))
-        cores = len(os.sched_getaffinity(0))
-        spin_ns = _SPIN_NS[idle] if idle == "spin" or cores > 1 else 0
-        super().__init__(client, on_gap == "earliest", spin_ns)
-        self._paused = set()
+        self._open(client, isolation, on_gap, idle)
         for topic in dict.fromkeys(topics):
             info = client.metadata.get(topic)
             wanted = range(len(info.partitions)) if partitions is None else partitions
             for number in dict.fromkeys(wanted):
-                self._all.append(self._source.reader(topic, number, isolation == "appended"))
+                self._all.append(self._source.reader(topic, number, self._appended))
         self._readers = list(self._all)
         self._closed = False
         try:
-            self._begin(start)
+            self._check_start(start)
+            self._begin(self._all, start)
         except BaseException:
             self.close()
             raise
+
+    def _open(self, client: Client, isolation: str, on_gap: str, idle: str) -> None:
+        """All of it but the partitions."""
+        self._pid = os.getpid()
+        one_of("isolation", isolation, ("durable", "appended"))
+        one_of("on_gap", on_gap, ("error", "earliest"))
+        one_of("idle", idle, tuple(_SPIN_NS))
+        cores = len(os.sched_getaffinity(0))
+        spin_ns = _SPIN_NS[idle] if idle == "spin" or cores > 1 else 0
+        super().__init__(client, on_gap == "earliest", spin_ns)
+        self._appended = isolation == "appended"
+        self._paused = set()
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -155,17 +163,18 @@ def check_options(
     topics: tuple[str, ...], partitions: list[int] | None, isolation: str, on_gap: str
 ) -> None:
     """ValueError for what can't be, before anything is asked of the broker."""
-    _one_of("isolation", isolation, ("durable", "appended"))
-    _one_of("on_gap", on_gap, ("error", "earliest"))
+    one_of("isolation", isolation, ("durable", "appended"))
+    one_of("on_gap", on_gap, ("error", "earliest"))
     if not topics:
         raise ValueError("name at least one topic: client.consumer('ticks')")
     if partitions is not None and not partitions:
         raise ValueError("partitions is empty; leave it out to read all of them")
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """ValueError for a word that is none of those."""
     if value not in allowed:
         raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}")
 
 
-__all__ = ["Consumer", "Start", "Where", "check_options"]
+__all__ = ["Consumer", "Start", "Where", "check_options", "one_of"]

@@ -58,9 +58,11 @@ class LocalSource:
         """See Source."""
         self.bind_to(reader, self._metadata.refresh(reader.topic))
 
-    def seek(self, reader: PartitionReader, offset: int) -> None:
+    def seek(self, reader: PartitionReader, offset: int, leader_epoch: int = -1) -> None:
         """See Source."""
         reader.seek(offset)
+        if leader_epoch >= 0:
+            reader.leader_epoch, reader.recovery = leader_epoch, -1  # to be looked at
 
     def fetch(self, reader: PartitionReader, most: int) -> RecordBatch | None:
         """See Source."""

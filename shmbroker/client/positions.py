@@ -103,21 +103,31 @@ class Positions(Reading):
 
     # --- for Consumer --------------------------------------------------------------------------
 
-    def _begin(self, start: Start) -> None:
-        """Waits until every partition is open and goes to where `start` says."""
-        self._check_start(start)
+    def _begin(self, readers: list[PartitionReader], start: Start) -> None:
+        """Waits until they are open and has them go to where `start` says."""
         deadline_ns = core.deadline(self._connection.timeout)
-        while waits := [r for r in self._all if not _is_open(r)]:
-            epoch = self._connection.attached()
-            if epoch != self._seen:
-                self._rebind(epoch)
-            elif not self._wait(deadline_ns):
-                raise TimedOut(f"{waits[0].topic}-{waits[0].partition} is still being recovered")
+        before, self._readers = self._readers, readers
+        called = False
+        try:
+            while waits := [r for r in readers if not _is_open(r)]:
+                epoch = self._connection.attached(given_up=lambda: self._stopped)
+                if epoch != self._seen:
+                    self._rebind(epoch)
+                elif not self._wait(deadline_ns):
+                    name = f"{waits[0].topic}-{waits[0].partition}"
+                    raise TimedOut(f"{name} is still being recovered")
+                if self._stopped:
+                    raise ClosedError("this consumer is closed")
+                called |= self._answer_call()  # after this; it would end each wait at once
+        finally:
+            self._readers = before
+            if called:
+                self._call()
         if isinstance(start, Mapping):
-            found = [self._offsets_for([r], start[r.partition])[0] for r in self._all]
+            found = [self._offsets_for([r], start[r.partition])[0] for r in readers]
         else:
-            found = self._offsets_for(self._all, start)
-        for reader, where in zip(self._all, found, strict=True):
+            found = self._offsets_for(readers, start)
+        for reader, where in zip(readers, found, strict=True):
             self._source.seek(reader, where)
 
     def _check_start(self, start: Start) -> None:

@@ -63,6 +63,8 @@ class Reading(RecordStream):
             if self._stopped:
                 raise ClosedError("this consumer is closed")
             try:
+                if self._called:
+                    self._attend()
                 batch = self._look_everywhere()
             except TimedOut:
                 if not self._epoch.value & 1:
@@ -79,6 +81,10 @@ class Reading(RecordStream):
             batch = self._quick(deadline_ns)
             if batch is not None:
                 return batch
+
+    def _attend(self) -> None:
+        """Sees to what another thread has asked for (`_call`), before the next record."""
+        self._answer_call()
 
     def _look_everywhere(self) -> RecordBatch | None:
         """What any partition has for us, in turn, after an attach from its new place."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from shmbroker._core.columns import take
 from shmbroker.client.consumer import Consumer
+from shmbroker.client.group_consumer import GroupConsumer
 from shmbroker.client.producer import Producer
 from shmbroker.errors import SerializationError
 
@@ -361,10 +362,15 @@ class DeserializingConsumer(Consumer, Generic[V]):
         return map(self._incoming.batch, super().batches(timeout))
 
 
+class DeserializingGroupConsumer(DeserializingConsumer[V], GroupConsumer):
+    """A GroupConsumer whose records come decoded."""
+
+
 __all__ = [
     "DecodedBatch",
     "DecodedRecord",
     "DeserializingConsumer",
+    "DeserializingGroupConsumer",
     "Incoming",
     "Outgoing",
     "SerializingProducer",

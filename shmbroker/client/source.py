@@ -35,8 +35,11 @@ class Source(Protocol):
     def find(self, reader: PartitionReader) -> None:
         """As `bind`, for one whose place is another partition's now: asks the broker anew."""
 
-    def seek(self, reader: PartitionReader, offset: int) -> None:
-        """Has the reader go on at `offset`; never blocks."""
+    def seek(self, reader: PartitionReader, offset: int, leader_epoch: int = -1) -> None:
+        """Has the reader go on at `offset`; never blocks.
+
+        `leader_epoch`: the record before was read under it, and is missed (LogTruncated) if it is
+        another one by now; -1: not known."""
 
     def fetch(self, reader: PartitionReader, most: int) -> RecordBatch | None:
         """What is visible and not in the ring, about `most` bytes; None: look again.

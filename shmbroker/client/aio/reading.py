@@ -162,7 +162,7 @@ class Reading(AsyncRecords):
         stream = await self._enter()
         try:
             await asyncio.sleep(0)
-            if records and stream._next_buffered is not None:
+            if records and stream._next_buffered is not None and not stream._called:
                 return None  # what a cancelled call left
             stream._ask()
             stream._unbuffer()

@@ -33,6 +33,7 @@ from shmbroker.errors import InvalidRequest, NoBroker
 if TYPE_CHECKING:
     from shmbroker._core import shm
     from shmbroker._core.reader import Mapping
+    from shmbroker.client.admin import Control
     from shmbroker.client.metadata import Metadata
     from shmbroker.client.pressure import PressureSource
     from shmbroker.client.source import Source
@@ -117,7 +118,13 @@ class RemoteConnection(Connection):
         """See Connection: rings are this process's own."""
         return True
 
-    def request(self, op: str, timeout: float | None = None, **args: Any) -> dict[str, Any]:
+    def request(
+        self,
+        op: str,
+        timeout: float | None = None,
+        control: Control | None = None,
+        **args: Any,
+    ) -> dict[str, Any]:
         """See Connection; what is about rings is answered here."""
         if op == "open_ingress":
             self.check()
@@ -126,11 +133,11 @@ class RemoteConnection(Connection):
             self.check()
             return self._mirror.close_ingress(args["ingress"])
         try:
-            answer = super().request(op, timeout, **args)
+            answer = super().request(op, timeout, control, **args)
         except InvalidRequest:
             if self._known():
                 raise
-            answer = super().request(op, timeout, **args)
+            answer = super().request(op, timeout, control, **args)
         return self._mirror.placed(answer)
 
     def source(self, metadata: Metadata) -> Source:

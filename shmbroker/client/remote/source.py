@@ -54,8 +54,8 @@ class RemoteSource:
         """See Source."""
         self._check(reader, fresh=True)
 
-    def seek(self, reader: PartitionReader, offset: int) -> None:
-        """See Source."""
+    def seek(self, reader: PartitionReader, offset: int, leader_epoch: int = -1) -> None:
+        """See Source; it is the broker that looks."""
         present = self._subscriptions.get(reader)
         if present is not None and present.error is None and not present.dropped:
             if offset == reader.position:
@@ -64,6 +64,8 @@ class RemoteSource:
                 reader.seek(offset)  # on its way already
                 return
         reader.seek(offset)
+        if leader_epoch >= 0:
+            reader.leader_epoch, reader.recovery = leader_epoch, reader.recovered
         self._subscribe(reader, present.topic_id if present is not None else self._id_of(reader))
 
     def fetch(self, reader: PartitionReader, most: int) -> RecordBatch | None:
@@ -170,7 +172,7 @@ class RemoteSource:
 
     # --- the broker's words --------------------------------------------------------------------
 
-    def _offsets(self, topic: str, partitions: list[int], **more: int) -> dict[int, dict[str, Any]]:
+    def _offsets(self, topic: str, partitions: list[int], **more: Any) -> dict[int, dict[str, Any]]:
         answer = self._connection.request("offsets", topic=topic, partitions=partitions, **more)
         return {said["partition"]: said for said in answer["partitions"]}
 
