@@ -12,9 +12,6 @@ import statistics
 import time
 from typing import Final, Literal
 
-from shmbroker.client.checkpoints import MemberCheckpoints
-from shmbroker.control.groups.messages import Fetch, FetchAnswer, Heartbeat, HeartbeatAnswer
-from shmbroker.control.groups.values import Subscription
 from shmbroker.perf.case import Bench, Case, Sizes, written
 from shmbroker.perf.clients import Receiver, Sender
 from shmbroker.perf.remote import Remote
@@ -22,8 +19,6 @@ from shmbroker.perf.report import Limit, Row
 from shmbroker.perf.values import ValueSpec
 
 _TOPIC: Final = "checkpoints"
-_GROUP: Final = "bench"
-_SESSION_MS: Final = 300_000  # nobody beats during a round
 _LEAST_SHARE: Final = 0.95
 _LEAST_COMMITS: Final = 100_000
 _AIM: Final = 1.25 * _LEAST_COMMITS  # of what is made by hand
@@ -33,59 +28,38 @@ _WAYS: Final[tuple[How, ...]] = ("none", "by hand", "by itself")
 
 
 class CheckpointingReceiver(Receiver):
-    """The only member of a group, which has the whole topic."""
-
-    def join(self) -> None:
-        """Joins, and has its slots."""
-        wants, beat = Subscription((_TOPIC,)), HeartbeatAnswer(0, 0, 0, 0)
-        while beat.assignment is None or not beat.assignment:
-            said = self.client.connection.request(
-                "group_heartbeat",
-                **Heartbeat(
-                    _GROUP, "one", beat.epoch, wants=None if beat.epoch else wants,
-                    session_timeout_ms=None if beat.epoch else _SESSION_MS,
-                ).to_args(),
-            )  # fmt: skip
-            beat = HeartbeatAnswer.from_ok(said)
-            time.sleep(0.01)
-        self.member = MemberCheckpoints(self.client.connection, _GROUP, "one")
-        topic = self.client.metadata.get(_TOPIC).id
-        self.member.take([(_TOPIC, topic, 0)], beat.epoch)
+    """The only member of a group, which has the whole topic; each round is a group of its own."""
 
     def round(self, how: How, count: int, every: int) -> float:
         """Seconds to read `count` records one by one."""
-        slots = self.member.slots
-        with self.client.consumer(_TOPIC, start="earliest") as consumer:
-            if how != "none":
-                consumer._checkpoints, consumer._stores_itself = slots, how == "by itself"
-            records = iter(consumer)
-            next(records)
+        self._rounds = getattr(self, "_rounds", 0) + 1
+        with self.client.consumer(
+            _TOPIC, group=f"bench-{self._rounds}", auto_checkpoint=how == "by itself"
+        ) as consumer:
+            next(consumer)
             left = count - 1
             began = time.perf_counter()
             if how == "by hand":
-                store = slots.store
-                for record in records:
+                checkpoint = consumer.checkpoint
+                for record in consumer:
                     left -= 1
                     if not left % every:
-                        store(_TOPIC, record.partition, record.offset + 1)
+                        checkpoint(record)
                     if not left:
                         break
             else:
-                for _ in records:
+                for _ in consumer:
                     left -= 1
                     if not left % every:  # as above, without the call
                         pass
                     if not left:
                         break
             took = time.perf_counter() - began
-            if how == "by itself":
-                consumer._ask()  # as the call for the next record does
+            consumer.poll(0)  # asks past the last
+            (committed,) = consumer.committed().values()
+            if how != "none" and committed != count:
+                raise AssertionError(f"{how}: {count} were checkpointed, {committed} committed")
             return took
-
-    def committed(self) -> int:
-        """What the coordinator says."""
-        said = self.client.connection.request("fetch_offsets", **Fetch(_GROUP).to_args())
-        return next((c.offset for c in FetchAnswer.from_ok(said).committed.values()), -1)
 
 
 def _run(bench: Bench) -> list[Row]:
@@ -97,15 +71,12 @@ def _run(bench: Bench) -> list[Row]:
         with Remote(Sender, broker.address, _TOPIC, spec) as sender:
             sender.call("many")
         with Remote(CheckpointingReceiver, broker.address) as receiver:
-            receiver.call("join")
             receiver.call("round", "none", spec.count, 16)  # the first is cold
             every = max(1, int(spec.count / receiver.call("round", "none", spec.count, 16) / _AIM))
             for n in range(plan.warmups + plan.rounds * (1 if plan.rounds == 1 else _PASSES)):
                 for how in (*_WAYS[n % 3 :], *_WAYS[: n % 3]):
                     bench.say(f"checkpoints {how}")
                     took = receiver.call("round", how, spec.count, every)
-                    if how != "none" and receiver.call("committed") != spec.count:
-                        raise AssertionError(f"{how}: the last checkpoint was not committed")
                     if n >= plan.warmups:
                         rates[how].append(spec.count / took)
     bare = statistics.median(rates["none"])

@@ -80,6 +80,8 @@ cdef class Checkpoints:
     cdef dict _kept                      # (topic, partition) -> Kept
     cdef list _mappings
     cdef list _free                      # (Mapping, slot), the next to be taken last
+    cdef list _dropped                   # likewise, since the last `recycle`
+    cdef list _dropped_before            # and before that
     cdef list _open                      # Kept from which records were handed out since `store_all`
     cdef Kept _last                      # found last
 

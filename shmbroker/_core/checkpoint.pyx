@@ -88,6 +88,7 @@ cdef class Checkpoints:
 
     def __cinit__(self):
         self._kept, self._mappings, self._free, self._open = {}, [], [], []
+        self._dropped, self._dropped_before = [], []
 
     @property
     def mappings(self):
@@ -111,7 +112,7 @@ cdef class Checkpoints:
         cdef Kept kept
         if len(self._kept) > shmb_checkpoints_room(mapping.bytes):
             raise ValueError(f"{len(self._kept)} partitions need more slots")
-        self._mappings, self._free = [], []
+        self._mappings, self._free, self._dropped, self._dropped_before = [], [], [], []
         self.add(mapping)
         for kept in self._kept.values():
             self._give(kept)
@@ -141,21 +142,28 @@ cdef class Checkpoints:
         return kept
 
     def drop(self, str topic not None, int32_t partition):
-        """The member has let the partition go, and its acceptor knows: the slot is free."""
+        """The member lets the partition go: nothing is stored for it any more. What was stored stands
+        in its slot until that is given on, behind the `recycle` after next."""
         cdef Kept kept = self._kept.pop((topic, partition), None)
         if kept is None:
             return
-        self._free.append((kept._mapping, kept._number))
+        self._dropped.append((kept._mapping, kept._number))
         kept._slot, kept._head, kept._mapping = NULL, NULL, None
         self._last = None
         if kept._open:
             self._open.remove(kept)
 
+    def recycle(self):
+        """To be called before an assignment is taken up. What was dropped while the last one was, the
+        acceptor has heard of and looked at: it gives nothing before. So those slots are free."""
+        self._free += self._dropped_before
+        self._dropped_before, self._dropped = self._dropped, []
+
     def close(self):
         """Lets all go; nothing is stored any more."""
         for topic, partition in list(self._kept):
             self.drop(topic, partition)
-        self._mappings, self._free = [], []
+        self._mappings, self._free, self._dropped, self._dropped_before = [], [], [], []
 
     def kept(self):
         """(topic, partition) of all slots in use."""

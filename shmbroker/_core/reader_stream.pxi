@@ -197,6 +197,42 @@ cdef class RecordStream:
         if kept is not None:
             self._hand_out_to(kept, batch.next_offset)
 
+    def _track(self):
+        """There are checkpoints from now on, in the middle of reading: what is buffered is known to them,
+        and what was handed out before."""
+        cdef PartitionReader reader
+        cdef Record record
+        cdef Kept kept
+        for reader in self._all:
+            kept = self._checkpoints.note(reader.topic, reader.partition, reader.position, -1)
+            if kept is not None:
+                kept.handed = reader.position
+        if self._records is None or PyList_GET_SIZE(self._records) == 0:
+            return
+        record = self._records[0]
+        for reader in self._all:
+            if reader.partition != record.partition or reader.topic != record.topic:
+                continue
+            kept = self._checkpoints.note(reader.topic, reader.partition, record.offset,
+                                          reader.leader_epoch)
+            if kept is not None:
+                self._kept = kept
+                kept.handed = record.offset
+                if self._at:
+                    record = self._records[self._at - 1]
+                    kept.handed = record.offset + 1
+
+    def _store_record(self, what):
+        """Stores what is behind a Record as its partition's checkpoint; False: it is something else, or
+        the member has not its partition."""
+        cdef Record record
+        cdef Kept kept
+        if self._checkpoints is None or type(what) is not Record:
+            return False
+        record = what
+        kept = self._checkpoints._find(record.topic, record.partition)
+        return kept is not None and kept._put(record.offset + 1) == 1
+
     def _sought(self, list readers):
         """These are read from elsewhere: what was handed out of them is not stored by itself."""
         cdef PartitionReader reader

@@ -4,19 +4,19 @@ Owns: which shared-memory objects the member has, and when it asks for another. 
 how, is `_core/checkpoint.pyx`'s; what becomes of it, the acceptor's (workers/checkpoints.py).
 Belongs to the consuming thread.
 
-Invariants: a partition has a slot from when the member takes it up until its acceptor knows that it
-was let go; a slot bears the epoch since which the member has the partition, so what is stored too
-late counts for nothing, whatever the client does.
+Invariants: a partition has a slot from when the member takes it up until it lets it go, and that
+slot is another's only when the acceptor knows; a slot bears an epoch at which the member has had
+the partition, so what is stored too late counts for nothing, whatever the client does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from shmbroker._core import shm
 from shmbroker._core.checkpoint import Checkpoints
-from shmbroker._core.reader import Mapping
+from shmbroker._core.reader import Mapping, RecordStream
 from shmbroker.client.local_connection import LocalConnection
 from shmbroker.control.groups.checkpoint_messages import CheckpointsOpened, OpenCheckpoints
 from shmbroker.errors import NotSupported
@@ -25,42 +25,46 @@ if TYPE_CHECKING:
     from shmbroker.client.connection import Connection
 
 Taken = tuple[str, str, int]  # topic, its id in hex, partition
-_SLOTS_LEAST: Final = 1  # the acceptor gives what fits a page: some hundreds
 
 
 class MemberCheckpoints:
     """The objects of one membership."""
 
-    def __init__(self, connection: Connection, group: str, member_id: str) -> None:
-        """Asks nothing yet. NotSupported with a broker elsewhere: there is no memory to share."""
+    def __init__(
+        self, connection: Connection, stream: RecordStream, group: str, by_itself: bool = False
+    ) -> None:
+        """Asks nothing yet. `by_itself`: each position of `stream` that was asked past is stored.
+
+        NotSupported with a broker elsewhere: there is no memory to share.
+        """
         if not isinstance(connection, LocalConnection):
             raise NotSupported(
-                f"checkpoints go through shared memory, and {connection.broker} is not on this "
-                "host: use commit(), or auto_commit_ms"
+                f"checkpoints go through shared memory, and {connection.broker} was not reached "
+                "by it: use commit(), or auto_commit_ms"
             )
-        self._connection = connection
-        self._group, self._member_id = group, member_id
-        self._epoch = 0  # the member's, as last told
+        self._connection, self._stream = connection, stream
+        self._group, self._by_itself = group, by_itself
         self._attachment = connection.epoch.value
-        self.slots = Checkpoints()
+        self._begin("", 0)
 
-    def take(self, partitions: Iterable[Taken], epoch: int) -> None:
-        """The member has these now, since `epoch` unless it had them before.
+    def take(self, partitions: Iterable[Taken], member_id: str, epoch: int) -> None:
+        """The member has these now; a slot for those that have none. Under another id it is another
+        member, and nothing of the one before counts.
 
         Raises MemoryBudget, and what the broker says to who is no member any more.
         """
+        if member_id != self._member_id:
+            self.end()
+            self._begin(member_id, epoch)
         self._epoch = epoch
         self.reattached()
+        self.slots.recycle()
         known = set(self.slots.kept())
         fresh = [one for one in partitions if (one[0], one[2]) not in known]
         if len(fresh) > self.slots.room:
             self.slots.add(self._open(len(fresh) - self.slots.room))
         for topic, topic_id, number in fresh:
             self.slots.take(topic, bytes.fromhex(topic_id), number, epoch)
-
-    def let_go(self, topic: str, partition: int) -> None:
-        """The member has it no more, and the broker has answered that."""
-        self.slots.drop(topic, partition)
 
     def reattached(self) -> None:
         """After an attach: if the objects are gone, all that was stored is stored again in another.
@@ -70,14 +74,20 @@ class MemberCheckpoints:
         now = self._connection.epoch.value
         if now == self._attachment:
             return
-        mappings = self.slots.mappings
-        if not all(mapping.current for mapping in mappings):
-            self.slots.replace(self._open(max(_SLOTS_LEAST, len(self.slots.kept()))))
+        if not all(mapping.current for mapping in self.slots.mappings):
+            self.slots.replace(self._open(max(1, len(self.slots.kept()))))
         self._attachment = now
 
-    def close(self) -> None:
-        """Nothing is stored any more; the broker unlinks the objects when the member left."""
+    def end(self) -> None:
+        """Nothing is stored any more; the broker unlinks the objects when the member is out."""
         self.slots.close()
+        self._stream._checkpoints = None
+
+    def _begin(self, member_id: str, epoch: int) -> None:
+        self._member_id, self._epoch = member_id, epoch
+        self.slots = Checkpoints()
+        self._stream._checkpoints = self.slots
+        self._stream._stores_itself = self._by_itself
 
     def _open(self, slots: int) -> Mapping:
         asked = OpenCheckpoints(self._group, self._member_id, self._epoch, slots)

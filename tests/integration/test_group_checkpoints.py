@@ -149,6 +149,7 @@ def test_checkpoints_are_durable_soon_also_if_nobody_asks_and_idle_ones_write_no
     broker.start()
     client.connection.attached(20)
     assert committed(client) == {1: (9, -1)}
+    member.consumer.close()
 
 
 def test_a_late_checkpoint_of_a_revoked_partition_counts_for_nothing(client: Client) -> None:
@@ -175,6 +176,7 @@ def test_a_late_checkpoint_of_a_revoked_partition_counts_for_nothing(client: Cli
     one.beat_until(2)
     assert one.store(lost, 5)
     assert committed(client)[lost][0] == 5
+    one.leave()
 
 
 def test_a_program_elsewhere_is_told_that_it_has_no_shared_memory(
@@ -182,10 +184,96 @@ def test_a_program_elsewhere_is_told_that_it_has_no_shared_memory(
 ) -> None:
     broker.reach = "tcp"
     with broker.client() as remote:
-        with pytest.raises(errors.NotSupported, match=r"not on this host: use commit\(\)"):
-            MemberCheckpoints(remote.connection, "g", "r")
+        with (
+            remote.consumer("t") as consumer,
+            pytest.raises(errors.NotSupported, match=r"shared memory.*use commit\(\)"),
+        ):
+            MemberCheckpoints(remote.connection, consumer, "g")
+        with pytest.raises(errors.NotSupported):
+            remote.consumer("t", group="r", auto_checkpoint=True)
+        with remote.consumer("t", group="r") as member:
+            assert member.poll(20) is not None
+            with pytest.raises(errors.NotSupported):
+                member.checkpoint()
         with pytest.raises(errors.AuthorizationFailed):
             remote.connection.request("open_checkpoints", group="g", member="r", epoch=1, slots=1)
+
+
+def test_a_consumers_checkpoint_is_where_its_successor_begins(client: Client) -> None:
+    with client.consumer("t", group="c") as consumer:
+        seen = [consumer.poll(20) for _ in range(7)]
+        last = seen[3]
+        assert last is not None
+        consumer.checkpoint(last)
+        assert consumer.committed()[last.topic, last.partition] == last.offset + 1
+        consumer.checkpoint()
+        positions = {p: consumer.position(p) for p in consumer.assignment()}
+        assert {p: at or 0 for p, at in consumer.committed().items()} == positions
+        assert sum(positions.values()) == 7
+        batch = consumer.poll_batch(20)
+        assert batch is not None
+        consumer.checkpoint(batch)
+        assert consumer.committed()[batch.topic, batch.partition] == batch.next_offset
+        consumer.checkpoint({("t", 0): 2, ("t", 1): 1})
+        assert consumer.committed() == {("t", 0): 2, ("t", 1): 1}
+        consumer.commit({("t", 0): 1})
+        assert consumer.committed() == {("t", 0): 1, ("t", 1): 1}
+        with pytest.raises(errors.StaleMemberEpoch, match="t-9 is not this member's"):
+            consumer.checkpoint({("t", 9): 1})
+    with client.consumer("t", group="c") as consumer:
+        record = consumer.poll(20)
+        assert record is not None
+        assert record.offset == 1
+    with pytest.raises(errors.ClosedError):
+        consumer.checkpoint()
+
+
+def test_by_itself_what_was_asked_past_is_stored_and_on_revoke_may_store_more(
+    client: Client,
+) -> None:
+    stored: list[int] = []
+
+    def on_revoke(partitions: list[Any]) -> None:
+        one.checkpoint()
+        stored.extend(partition for _, partition in partitions)
+
+    with client.consumer("t", group="c", auto_checkpoint=True, on_revoke=on_revoke) as one:
+        for _ in range(5):
+            assert one.poll(20) is not None
+        assert sum(at or 0 for at in one.committed().values()) == 4
+        assert one.poll(20) is not None
+        assert sum(at or 0 for at in one.committed().values()) == 5
+        with client.consumer("t", group="c") as two:
+            eventually(lambda: (one.poll(0), len(one.assignment()) == 1)[1], one.assignment)
+            eventually(lambda: (two.poll(0), len(two.assignment()) == 1)[1], two.assignment)
+            assert len(stored) == 1
+    with pytest.raises(ValueError, match="choose one"):
+        client.consumer("t", group="c", auto_checkpoint=True, auto_commit_ms=5)
+
+
+def test_a_consumer_that_was_put_out_checkpoints_again_when_it_is_back(
+    broker: Any, client: Client
+) -> None:
+    with client.consumer("t", group="c", auto_checkpoint=True) as consumer:
+        assert consumer.poll(20) is not None
+        before = consumer.member_id
+        leave = {"group": "c", "member": before, "comes_back": False}
+        client.connection.request("group_leave", **leave)
+        eventually(  # its heart hears of it at the next beat; stores until then count for nothing
+            lambda: (
+                (consumer._heart.wake(), consumer._member.soon(), consumer.poll(0))
+                and consumer.member_id != before
+                and len(consumer.assignment()) == 2
+            ),
+            lambda: consumer.member_id,
+        )
+        for _ in range(3):
+            assert consumer.poll(20) is not None
+        assert sum(at or 0 for at in consumer.committed().values()) >= 2
+        broker.restart()
+        for _ in range(2):
+            assert consumer.poll(20) is not None
+        assert sum(at or 0 for at in consumer.committed().values()) >= 4
 
 
 NONSENSE: tuple[dict[str, Any], ...] = (

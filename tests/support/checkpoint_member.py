@@ -32,7 +32,8 @@ class CheckpointMember:
     def __init__(self, client: Client, member_id: str, group: str = "g") -> None:
         self.client, self.group, self.member_id = client, group, member_id
         self.topic = client.metadata.get("t")
-        self.checkpoints = MemberCheckpoints(client.connection, group, member_id)
+        self.consumer = client.consumer("t", start="earliest")
+        self.checkpoints = MemberCheckpoints(client.connection, self.consumer, group)
         self.has: list[int] = []
         self.lost: list[int] = []  # and not let go yet
         self._answer = HeartbeatAnswer(0, 0, 0, 0)
@@ -52,7 +53,7 @@ class CheckpointMember:
         if not self.lost:
             self._version = self._answer.version
             taken = [("t", self.topic.id, n) for n in self.has]
-            self.checkpoints.take(taken, self._answer.epoch)
+            self.checkpoints.take(taken, self.member_id, self._answer.epoch)
 
     def join(self, partitions: int) -> None:
         """Until it has so many."""
@@ -68,14 +69,14 @@ class CheckpointMember:
             time.sleep(0.005)
 
     def let_go(self) -> None:
-        """Done with what it lost: says so, and only then are the slots free."""
+        """Done with what it lost: says so."""
         if not self.lost:
             return
-        lost, self.lost = self.lost, []
+        for number in self.lost:
+            self.checkpoints.slots.drop("t", number)
+        self.lost = []
         self._version = self._answer.version
         self.beat()
-        for number in lost:
-            self.checkpoints.let_go("t", number)
 
     def store(self, partition: int, offset: int) -> bool:
         """A checkpoint."""
@@ -83,6 +84,7 @@ class CheckpointMember:
 
     def leave(self) -> None:
         """For good."""
+        self.consumer.close()
         self._ask("group_leave", Leave(self.group, self.member_id))
 
     def _ask(self, op: str, what: Any) -> dict[str, Any]:
@@ -101,9 +103,7 @@ def main() -> None:
     client = connect(instance)
     member = CheckpointMember(client, member_id)
     member.join(len(member.topic.partitions))
-    consumer = client.consumer("t", start="earliest")
-    consumer._checkpoints = member.checkpoints.slots
-    for record in consumer:
+    for record in member.consumer:
         assert member.store(record.partition, record.offset + 1)
         print(record.partition, record.offset, flush=True)
         if not sys.stdin.readline():

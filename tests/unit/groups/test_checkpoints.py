@@ -411,7 +411,13 @@ def test_a_member_with_more_partitions_than_slots_gets_another_object(rig: Rig) 
         writer.take("v", topic, 0, member.epoch)
     writer.add(rig.map(member))
     writer.take("v", topic, 0, member.epoch)
+    while writer.room:
+        writer.take("w", topic, writer.room, member.epoch)
     writer.drop("u", 5)
+    writer.recycle()  # the broker knows nothing of it yet
+    assert writer.room == 0
+    writer.recycle()
+    assert writer.room == 1
     writer.take("u", topic, 5, member.epoch)
     writer.store("t", 3, 1)
     assert writer.store("v", 0, 1)
@@ -555,6 +561,8 @@ def test_a_view_always_shows_the_last_that_was_stored_of_what_changed(
                 seen |= shown(view)
                 held.pop(rest[0], None)
                 writer.drop("t", rest[0])
+                writer.recycle()
+                writer.recycle()
             elif step == "note":
                 number, first, leader = rest
                 assert (writer.note("t", number, first, leader) is not None) == (number in held)
