@@ -334,6 +334,7 @@ class Acceptor:
         if client is None or client.connection is not connection:
             return
         client.connection = None
+        self.groups.client_gone(client)
         for ring in list(client.rings.values()):
             self.close_ring(ring)
         self.sessions.forget_if_gone(client)
@@ -341,6 +342,7 @@ class Acceptor:
     def _end_grace(self) -> None:
         for client in list(self.sessions.clients.values()):
             if client.connection is None:
+                self.groups.client_gone(client)
                 for ring in list(client.rings.values()):
                     self.close_ring(ring)
                 self.sessions.forget_if_gone(client)
@@ -402,6 +404,7 @@ class Acceptor:
         self.events.close()
         self.remote.close()
         self.offsets.close()
+        self.groups.close()
         for sock in (self.control, self.workers_socket):
             self.loop.unwatch(sock)
             sock.close(linger=0)

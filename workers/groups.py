@@ -19,6 +19,7 @@ from typing import Final
 from shmbroker import errors
 from shmbroker.config import GroupsSection
 from shmbroker.control import messages
+from shmbroker.control.groups.checkpoint_messages import OpenCheckpoints
 from shmbroker.control.groups.coordinator import Coordinator
 from shmbroker.control.groups.gathering import Answer, Gathering
 from shmbroker.control.groups.limits import GroupSettings
@@ -30,6 +31,7 @@ from shmbroker.control.meta import MetaStore
 from shmbroker.control.plan import Plan
 from shmbroker.control.sessions import Client
 from shmbroker.control.sharedmem import SharedMemory
+from shmbroker.workers.checkpoints import Checkpoints
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop, Timer
 from shmbroker.workers.topics import Topics
@@ -64,6 +66,11 @@ class Groups:
         self.coordinator = Coordinator(settings_of(config), self._views())
         self.coordinator.restore(self.store.groups(), self.store.members(), now_ms())
         self.gathering = Gathering(self.coordinator, self.store)
+        self.checkpoints = Checkpoints(
+            memory, self.coordinator, self.gathering, self.durable_end, loop, self.soon,
+            config.offsets_flush_ms,
+        )  # fmt: skip
+        self.checkpoints.restore()
         self.soon()
         loop.after(EXPIRE_EVERY_S, self._expire)
 
@@ -73,24 +80,34 @@ class Groups:
         """`group_heartbeat`."""
         beat = Heartbeat.from_request(request)
         self._speakers[beat.group, beat.member_id] = client
+        self.checkpoints.look(beat.group)
         self.gathering.heartbeat(beat, now_ms(), answer)
         self.soon()
 
     def leave(self, _client: Client, request: messages.Request, answer: Answer) -> None:
         """`group_leave`."""
         leave = Leave.from_request(request)
+        self.checkpoints.look(leave.group)
         self.gathering.leave(leave, now_ms(), answer)
         self.soon()
 
     def commit(self, _client: Client, request: messages.Request, answer: Answer) -> None:
         """`commit_offsets`."""
-        self.gathering.commit(Commit.from_request(request), self.durable_end, answer)
+        commit = Commit.from_request(request)
+        self.checkpoints.look(commit.group)  # what was stored before was committed before
+        self.gathering.commit(commit, self.durable_end, answer)
         self.soon()
 
     def fetch(self, _client: Client, request: messages.Request, answer: Answer) -> None:
         """`fetch_offsets`."""
-        self.gathering.fetch(Fetch.from_request(request), answer)
+        fetch = Fetch.from_request(request)
+        self.checkpoints.look(fetch.group)
+        self.gathering.fetch(fetch, answer)
         self.soon()
+
+    def open_checkpoints(self, client: Client, request: messages.Request, answer: Answer) -> None:
+        """`open_checkpoints`; only for programs of this host."""
+        answer(self.checkpoints.open(client.client, OpenCheckpoints.from_request(request)))
 
     # --- what happens around them --------------------------------------------------------------
 
@@ -119,6 +136,16 @@ class Groups:
             raise errors.TimedOut(f"{place.topic}-{place.partition} is still being opened")
         return Bounds(int(slot["log_start_offset"]), int(slot["durable_offset"]))
 
+    def client_gone(self, client: Client) -> None:
+        """It has hung up: what it stored counts, and is all."""
+        self.checkpoints.client_gone(client.client)
+
+    def close(self) -> None:
+        """The broker stops: what members stored becomes durable, before shared memory goes."""
+        self.checkpoints.close()
+        self.gathering.flush(unix_ms())
+        self.checkpoints.unmap()
+
     def soon(self) -> None:
         """Has what was asked of the coordinator stored and answered at the end of this turn."""
         if self._flushing is None:
@@ -132,7 +159,9 @@ class Groups:
     # --- the loop's turns ----------------------------------------------------------------------
 
     def _flush(self) -> None:
-        self._flushing = None
+        if self._ticking is not None and self._ticking[0] <= now_ms():
+            self.checkpoints.look()  # before anybody is put out
+        self._flushing = None  # only now: what looking hands in is flushed here
         due_ms = self.coordinator.tick(now_ms())
         failed = self.gathering.flush(unix_ms())
         if failed is not None and not self._failing:

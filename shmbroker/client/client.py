@@ -60,6 +60,7 @@ class _Sharing(TypedDict, total=False):
     on_gap: Literal["error", "earliest"]
     idle: Literal["adaptive", "spin", "park"]
     auto_commit_ms: int | None
+    auto_checkpoint: bool
     instance_id: str | None
     assignor: Literal["sticky", "range", "roundrobin"] | None
     session_timeout_ms: int | None

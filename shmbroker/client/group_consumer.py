@@ -19,11 +19,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Final, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Literal
 
 from shmbroker._core.reader import PartitionReader, RecordBatch
 from shmbroker.client.attach import program_name
-from shmbroker.client.consumer import Consumer, one_of
+from shmbroker.client.consumer import one_of
+from shmbroker.client.groups.checkpointing import Checkpointing, Done, RecordLike
 from shmbroker.client.groups.membership import OUT, Membership, Options
 from shmbroker.client.metadata import TopicPartition
 from shmbroker.client.positions import Start
@@ -56,30 +57,7 @@ _LOOK_S: Final = 0.02
 Callback = Callable[[list[TopicPartition]], object]
 
 
-@runtime_checkable
-class RecordLike(Protocol):
-    """A Record, decoded or not."""
-
-    topic: str
-    partition: int
-    offset: int
-
-
-class BatchLike(Protocol):
-    """A RecordBatch, decoded or not."""
-
-    @property
-    def topic(self) -> str: ...
-    @property
-    def partition(self) -> int: ...
-    @property
-    def next_offset(self) -> int: ...
-
-
-Done = RecordLike | BatchLike | Mapping[TopicPartition, int]
-
-
-class GroupConsumer(Consumer):
+class GroupConsumer(Checkpointing):
     """Made by `Client.consumer(group=…)`; close it, or use it as a context manager.
 
     Reads as a Consumer does, of the partitions that the group gives it at the time; there may be
@@ -101,6 +79,7 @@ class GroupConsumer(Consumer):
         on_gap: Literal["error", "earliest"] = "error",
         idle: Literal["adaptive", "spin", "park"] = "adaptive",
         auto_commit_ms: int | None = None,
+        auto_checkpoint: bool = False,
         instance_id: str | None = None,
         assignor: Literal["sticky", "range", "roundrobin"] | None = None,
         session_timeout_ms: int | None = None,
@@ -114,6 +93,8 @@ class GroupConsumer(Consumer):
             raise ValueError("name at least one topic, or a pattern of names")
         if auto_commit_ms is not None and auto_commit_ms < 1:
             raise ValueError(f"auto_commit_ms is a number of milliseconds, not {auto_commit_ms}")
+        if auto_commit_ms is not None and auto_checkpoint:
+            raise ValueError("auto_commit_ms and auto_checkpoint do the same: choose one")
         if isinstance(start, (int, Mapping)):
             raise ValueError("a group's start is 'earliest', 'latest', a datetime or 'error'; "
                              "move a group with: shmbroker group reset")  # fmt: skip
@@ -140,6 +121,8 @@ class GroupConsumer(Consumer):
         self._heart = self._connection.heart
         self._closed = False
         try:
+            if auto_checkpoint:
+                self._begin_checkpoints(by_itself=True)
             if self._heart.beat(self._member):
                 self._call()
             self._heart.add(self._member, self._call, self._auto_s)
@@ -274,6 +257,7 @@ class GroupConsumer(Consumer):
                 self._source.seek(reader, at.offset, at.leader_epoch)
             if unknown:
                 self._begin_at_start(unknown)
+            self._take_slots({**self._of, **made})
         except BaseException:
             for reader in made.values():
                 self._all.remove(reader)
@@ -298,6 +282,7 @@ class GroupConsumer(Consumer):
     def _drop(self, partitions: Iterable[Partition]) -> None:
         for partition in partitions:
             reader = self._of.pop(partition)
+            self._drop_slots(reader)
             self._all.remove(reader)
             self._paused.discard(key_of(reader))
             self._source.drop(reader)
@@ -367,7 +352,11 @@ class GroupConsumer(Consumer):
         for refused in answer.refused.values():
             raise refused
         names = {p: key for key, (p, _) in found.items()}
-        return {names[p]: offset for p, offset in answer.committed.items()}
+        done = {names[p]: offset for p, offset in answer.committed.items()}
+        if self._checkpoints is not None:
+            for key, offset in done.items():
+                self._checkpoints.committed(*key, offset)
+        return done
 
     def _fetch_committed(self, partitions: Iterable[Partition]) -> Mapping[Partition, Committed]:
         ask = Fetch(self.group, tuple(partitions))
