@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -105,6 +105,7 @@ def consume(
     client = connect(instance, data_dir, attach_s)
     try:
         if group is not None:
+            first: Any = begin
             with client.consumer(
                 topic,
                 group=group,
