@@ -3,8 +3,9 @@
 venv := absolute_path(env("SHMB_VENV", ".venv"))
 export PATH := venv / "bin" + ":" + env("PATH")
 
-# two processes that each have a /dev/shm of their own, where the host lets us; one otherwise
-side_by_side := `.ci/worker --possible && echo "--dist loadfile --tx 2*popen//python=$PWD/.ci/worker" || true`
+# three processes that each have a /dev/shm and a network of their own (two cores wait a third of the time),
+# where the host lets us; one otherwise
+side_by_side := `.ci/worker --possible && echo "--dist loadfile --tx 3*popen//python=$PWD/.ci/worker" || true`
 
 # list the targets
 _default:

@@ -36,7 +36,7 @@ from shmbroker.workers.streams.server import Streams
 TOKEN = b"a token"
 LIMIT_S = 40.0
 PLENTY = 1 << 50
-HEARTBEATS = ListenSection(heartbeat_ms=3000, dead_ms=9000)
+HEARTBEATS = ListenSection(heartbeat_ms=9000, dead_ms=27_000)  # no test waits so long
 
 
 class ReaderRig:
