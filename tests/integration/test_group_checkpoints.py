@@ -153,7 +153,7 @@ def test_checkpoints_are_durable_soon_also_if_nobody_asks_and_idle_ones_write_no
 
 
 class TestWithoutRounds:
-    """The broker looks by itself only once a minute: what counts is that it looks before it acts."""
+    """The broker looks by itself once a minute only: what counts is a look before it acts."""
 
     @pytest.fixture
     def broker_config(self) -> str:
