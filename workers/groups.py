@@ -159,7 +159,7 @@ class Groups:
     # --- the loop's turns ----------------------------------------------------------------------
 
     def _flush(self) -> None:
-        if self._ticking is not None and self._ticking[0] <= now_ms():
+        if self._ticking is None or self._ticking[0] <= now_ms():  # something is due now
             self.checkpoints.look()  # before anybody is put out
         self._flushing = None  # only now: what looking hands in is flushed here
         due_ms = self.coordinator.tick(now_ms())

@@ -152,6 +152,32 @@ def test_checkpoints_are_durable_soon_also_if_nobody_asks_and_idle_ones_write_no
     member.consumer.close()
 
 
+class TestWithoutRounds:
+    """The broker looks by itself once a minute only: what counts is a look before it acts."""
+
+    @pytest.fixture
+    def broker_config(self) -> str:
+        return CONFIG + 'offsets_flush_ms = "60s"\n'
+
+    def test_who_is_put_out_for_its_silence_loses_no_checkpoint(
+        self, broker: Any, client: Client
+    ) -> None:
+        member = CheckpointMember(client, "one")
+        member.join(2, session_timeout_ms=1_000)
+        store = sqlite3.connect(f"file:{broker.places.data_dir}/meta.db?mode=ro", uri=True)
+        try:
+            assert member.store(1, 5)
+            eventually(  # asking the broker would have it look
+                lambda: store.execute("SELECT member_id FROM group_members").fetchall() == [],
+                lambda: store.execute("SELECT member_id FROM group_members").fetchall(),
+            )
+            found = store.execute("SELECT partition, offset FROM group_offsets").fetchall()
+        finally:
+            store.close()
+        assert found == [(1, 5)]
+        member.consumer.close()
+
+
 def test_a_late_checkpoint_of_a_revoked_partition_counts_for_nothing(client: Client) -> None:
     one, two = CheckpointMember(client, "one"), CheckpointMember(client, "two")
     one.join(2)

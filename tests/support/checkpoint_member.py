@@ -55,9 +55,9 @@ class CheckpointMember:
             taken = [("t", self.topic.id, n) for n in self.has]
             self.checkpoints.take(taken, self.member_id, self._answer.epoch)
 
-    def join(self, partitions: int) -> None:
+    def join(self, partitions: int, **args: Any) -> None:
         """Until it has so many."""
-        self.beat(wants=Subscription(("t",)))
+        self.beat(wants=Subscription(("t",)), **args)
         self.beat_until(partitions)
 
     def beat_until(self, partitions: int) -> None:
