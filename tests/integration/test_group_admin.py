@@ -211,7 +211,7 @@ def test_a_full_disk_answers_so_and_nothing_is_told_that_is_not_stored(
 
 
 _json = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**65), 2**65) | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner),
     max_leaves=6,
 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 
 import shmbroker
 from shmbroker import errors
@@ -26,9 +27,8 @@ def main() -> None:
     diary = os.open(path, os.O_WRONLY | os.O_APPEND)
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-    reach = {"local": False} if "://" in where else {}
     with (
-        shmbroker.connect(where, timeout=30, **reach) as client,
+        connect(where) as client,
         client.consumer(topic, group="g", session_timeout_ms=4_000) as consumer,
     ):
 
@@ -52,6 +52,18 @@ def main() -> None:
             if handed >= EVERY or (record is None and handed):
                 commit()
                 handed = 0
+
+
+def connect(where: str) -> shmbroker.Client:
+    """To a broker that may be dead at this moment, and is started again."""
+    until = time.monotonic() + 30
+    while True:
+        try:
+            return shmbroker.connect(where, timeout=30, local="://" not in where)
+        except (errors.NoBroker, errors.BrokerGone):
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":
