@@ -25,7 +25,7 @@ test *args:
 
 # the crash tests with all their rounds
 test-crash *args:
-    python -m pytest tests/crash -m "crash_long or not crash_long" --timeout=1800 {{ args }}
+    python -m pytest tests/crash tests/integration/test_example_payments.py -m "crash_long or not crash_long" --timeout=1800 {{ args }}
 
 # the C tests, natively and as aarch64 under qemu
 test-native *args:
@@ -65,6 +65,10 @@ test-peers *args:
 # broker up, real input in and out again, verified; rates and latencies
 demo *args:
     shmbroker demo {{ args }}
+
+# the payments example under a killer for a minute: no letter is missing
+example-payments seconds="60":
+    python examples/payments/under_fire.py {{ seconds }}
 
 # remove what was built, except .venv
 clean:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from shmbroker.client import (
         Client,
         Consumer,
+        GroupConsumer,
+        GroupInfo,
+        GroupListing,
         PartitionInfo,
         PartitionPressure,
         Pressure,
@@ -36,6 +39,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Client",
     "Consumer",
+    "GroupConsumer",
+    "GroupInfo",
+    "GroupListing",
     "PartitionInfo",
     "PartitionPressure",
     "Pressure",

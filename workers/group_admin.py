@@ -79,12 +79,14 @@ class GroupAdmin:
     def delete_offsets(self, _client: Client, request: messages.Request, answer: Answer) -> None:
         """`delete_group_offsets`."""
         asked = ForgetOffsets.from_request(request)
+        self._groups.checkpoints.look(asked.group)
         self._groups.gathering.forget(asked.group, self._named(asked.topics), answer)
         self._groups.soon()
 
     # --- looking -------------------------------------------------------------------------------
 
     def _look(self, do: Any, answer: Answer) -> None:
+        self._groups.checkpoints.look()  # what members have stored counts
         self._groups.gathering.look(do, answer)
         self._groups.soon()
 

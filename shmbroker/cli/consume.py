@@ -26,8 +26,9 @@ def consume(
             "--from",
             metavar="WHERE",
             help="earliest, latest, an offset (of one partition), -N (N records before each end), "
-            "or a time like 2026-01-31T12:00, local unless it names its zone.",
-            show_default="latest; in a group earliest, where it has committed nothing",
+            "or a time like 2026-01-31T12:00, local unless it names its zone; else latest, and "
+            "where a group has committed nothing, earliest.",
+            show_default=False,
         ),
     ] = None,
     group: Annotated[
@@ -35,7 +36,7 @@ def consume(
         typer.Option(
             "--group",
             "-g",
-            help="Read as a member of this group, and commit what was printed.",
+            help="Read as a member of this group, and commit what was printed; else for oneself.",
             show_default=False,
         ),
     ] = None,
@@ -109,7 +110,7 @@ def consume(
             with client.consumer(
                 topic,
                 group=group,
-                start=begin,
+                start=first,
                 isolation=isolation,
             ) as member:
                 Consuming(member, line, ends, most=most, silence_s=timeout).run_and_commit(member)
