@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shmbroker.client import (
         Client,
         Consumer,
+        GroupConsumer,
         PartitionInfo,
         PartitionPressure,
         Pressure,
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Client",
     "Consumer",
+    "GroupConsumer",
     "PartitionInfo",
     "PartitionPressure",
     "Pressure",

@@ -134,7 +134,7 @@ cdef class RecordStream:
         """The next RecordBatch, or None when the deadline has passed."""
         self._enter()
         try:
-            self._unbuffer()
+            self._ask()
             batch = self._quick(deadline_ns)
             return self._slow(deadline_ns) if batch is None else batch
         finally:
@@ -144,7 +144,7 @@ cdef class RecordStream:
         if not self._buffered() or shmb_observe32(self._stop._word):
             self._enter()
             try:
-                self._unbuffer()
+                self._ask()
                 found = self._quick(deadline_ns)
                 if found is None:
                     found = self._slow(deadline_ns)
@@ -196,6 +196,10 @@ cdef class RecordStream:
                 if reader.partition == record.partition and reader.topic == record.topic:
                     reader.seek(record.offset)
         self._records = None
+
+    def _ask(self):
+        """More is asked for: what was handed out is done with."""
+        self._unbuffer()
 
     def _slow(self, deadline_ns):
         raise NotImplementedError
