@@ -3,8 +3,9 @@
 venv := absolute_path(env("SHMB_VENV", ".venv"))
 export PATH := venv / "bin" + ":" + env("PATH")
 
-# two processes that each have a /dev/shm of their own, where the host lets us; one otherwise
-side_by_side := `.ci/worker --possible && echo "--dist loadfile --tx 2*popen//python=$PWD/.ci/worker" || true`
+# three processes that each have a /dev/shm and a network of their own (two cores wait a third of the time),
+# where the host lets us; one otherwise
+side_by_side := `.ci/worker --possible && echo "--dist loadfile --tx 3*popen//python=$PWD/.ci/worker" || true`
 
 # list the targets
 _default:
@@ -24,7 +25,7 @@ test *args:
 
 # the crash tests with all their rounds
 test-crash *args:
-    python -m pytest tests/crash -m "crash_long or not crash_long" --timeout=1800 {{ args }}
+    python -m pytest tests/crash tests/integration/test_example_payments.py -m "crash_long or not crash_long" --timeout=1800 {{ args }}
 
 # the C tests, natively and as aarch64 under qemu
 test-native *args:
@@ -53,9 +54,21 @@ bench *args:
 perf *args:
     shmbroker perf {{ args }}
 
+# the broker beside Kafka, Redis, NATS and others: just perf-peers --ssd DIR --quick
+perf-peers *args:
+    shmbroker perf --peers --no-devices {{ args }}
+
+# the drivers of these, each started once: fetches what this machine lacks
+test-peers *args:
+    python -m pytest tests/integration/peers -m peers --timeout=900 {{ args }}
+
 # broker up, real input in and out again, verified; rates and latencies
 demo *args:
     shmbroker demo {{ args }}
+
+# the payments example under a killer for a minute: no letter is missing
+example-payments seconds="60":
+    python examples/payments/under_fire.py {{ seconds }}
 
 # remove what was built, except .venv
 clean:

@@ -2,7 +2,7 @@
 
 Runs `shmbroker up` as a user does, with data, sockets and configuration below the bench's
 directory (`private_places` sets the XDG variables that its clients inherit). Nothing of it is left
-after `close`: processes, files, shared memory.
+after `close`: processes, files, shared memory. If the bench is killed, the broker goes down.
 """
 
 from __future__ import annotations
@@ -26,11 +26,18 @@ from typing import Any, Final, Self
 import psutil
 
 import shmbroker
+from shmbroker.perf.devices.needs import require
 from shmbroker.places import Places, shm_prefix
 
 _READY_S: Final = 120.0
 _DOWN_S: Final = 60.0
 _numbers = itertools.count(1)
+
+
+def dying_with_us(signal_name: str) -> list[str]:
+    """What stands before a command, so that the kernel sends it that signal when the thread that
+    started it dies, killed or not: the main thread, then. Its pid is the command's own."""
+    return [require("setpriv", "util-linux"), "--pdeathsig", signal_name]
 
 
 @contextlib.contextmanager
@@ -72,7 +79,8 @@ class Broker:
     def up(self) -> float:
         """Starts it; returns the seconds from the command to its word that it is up."""
         assert self._process is None
-        command = [sys.executable, "-m", "shmbroker.cli.main", "up"]
+        command = dying_with_us("TERM")
+        command += [sys.executable, "-m", "shmbroker.cli.main", "up"]
         command += ["--instance", self.instance, "--data-dir", str(self.data_dir)]
         if self._config is not None:
             command += ["--config", str(self._config)]
@@ -182,12 +190,23 @@ class Broker:
 
     def drop_shared_memory(self) -> None:
         """Removes the rings, as the host's death does: the next `up` recovers from the disk."""
+        for path in self._shared():
+            path.unlink(missing_ok=True)
+
+    def shared_bytes(self) -> int:
+        """Of its shared memory that is really there, clients' rings with it."""
+        total = 0
+        for path in self._shared():
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_blocks * 512
+        return total
+
+    def _shared(self) -> list[Path]:
         identity = self.data_dir / "datadir.json"
         if not identity.exists():
-            return
+            return []
         prefix = shm_prefix(json.loads(identity.read_text())["data_dir_id"]).lstrip("/")
-        for path in Path("/dev/shm").glob(f"{prefix}-*"):
-            path.unlink(missing_ok=True)
+        return list(Path("/dev/shm").glob(f"{prefix}-*"))
 
     def close(self) -> None:
         """Ends it and removes everything that was its."""
@@ -215,4 +234,4 @@ class Broker:
         self.close()
 
 
-__all__ = ["Broker", "private_places"]
+__all__ = ["Broker", "dying_with_us", "private_places"]

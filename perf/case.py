@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from shmbroker.perf.broker import Broker
-from shmbroker.perf.guard import DiskGuard
+from shmbroker.perf.guard import DiskGuard, Killable
 from shmbroker.perf.report import Row
 from shmbroker.perf.rounds import Plan
 
@@ -62,6 +62,15 @@ class Bench:
     def broker(self, config: str = "") -> Broker:
         """A broker with a data directory of its own, up on entry, removed on exit."""
         return self._guard.add(Broker(self.home, config))
+
+    def guard(self, server: Killable) -> None:
+        """Another system's server, which is killed as a broker is when the disk gets full."""
+        self._guard.add(server)
+
+    def check(self) -> None:
+        """Raises RuntimeError when that has happened."""
+        if self._guard.tripped:
+            raise RuntimeError("the disk is nearly full")
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,10 +36,9 @@ class Difference:
 
 
 def compare(before: Results, after: Results) -> list[Difference]:
-    """Row by row, by the names of device and case, in the order of `before`."""
+    """Row by row, by the names of device (and system) and case, in the order of `before`."""
     found = []
-    old = {(d.title, row.case): row for d in before.devices for row in d.rows() if row.values}
-    new = {(d.title, row.case): row for d in after.devices for row in d.rows() if row.values}
+    old, new = _by_name(before), _by_name(after)
     for key in {**old, **new}:
         one, other = old.get(key), new.get(key)
         row = one or other
@@ -51,6 +50,12 @@ def compare(before: Results, after: Results) -> list[Difference]:
         change = _speed_ratio(one, other) - 1.0
         found.append(Difference(*key, row.figure, one, other, change, _verdict(one, other, change)))
     return found
+
+
+def _by_name(results: Results) -> dict[tuple[str, str], Row]:
+    return {
+        (title, row.case): row for title, rows in results.sections() for row in rows if row.values
+    }
 
 
 def _speed_ratio(one: Row, other: Row) -> float:

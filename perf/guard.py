@@ -10,11 +10,19 @@ import shutil
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
-
-from shmbroker.perf.broker import Broker
+from typing import Final, Protocol, Self, TypeVar
 
 _LOOK_S: Final = 0.05
+
+
+class Killable(Protocol):
+    """What writes to the disk: a broker, or a peer's server."""
+
+    def signal_kill(self) -> object:
+        """SIGKILL to every process of it; waits for nothing, any thread's."""
+
+
+T = TypeVar("T", bound=Killable)
 
 
 class DiskGuard:
@@ -23,12 +31,12 @@ class DiskGuard:
     def __init__(self, home: Path, floor_bytes: int) -> None:
         self._home = home
         self._floor_bytes = floor_bytes
-        self._brokers: list[Broker] = []
+        self._brokers: list[Killable] = []
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="disk-guard", daemon=True)
         self.tripped = False
 
-    def add(self, broker: Broker) -> Broker:
+    def add(self, broker: T) -> T:
         """Another broker that is killed when space runs short."""
         self._brokers.append(broker)
         return broker
@@ -55,4 +63,4 @@ class DiskGuard:
         self._thread.join()
 
 
-__all__ = ["DiskGuard"]
+__all__ = ["DiskGuard", "Killable"]

@@ -1,6 +1,7 @@
-"""The report of a run over devices: one HTML page that needs no other file, and its PNGs beside it.
+"""The report of a run: one HTML page that needs no other file, and its PNGs beside it.
 
-Everything is escaped. A modelled device carries the word wherever it is named. Without matplotlib
+First the broker beside its peers (`peers/tables.py`), then the devices. Everything is escaped. A
+modelled device carries the word wherever it is named. Without matplotlib
 the page has its tables, and says what to install for the pictures.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from shmbroker.perf.devices.results import DeviceResults, Results
+from shmbroker.perf.peers import tables
 from shmbroker.perf.report import Row, shown
 
 PAGE: Final = "report.html"
@@ -51,10 +53,19 @@ def _draw(results: Results, out: Path) -> tuple[list[tuple[str, str, bytes]], st
     except ImportError:
         return [], "no pictures: matplotlib is missing; pip install 'shmbroker[perf]'"
     from shmbroker.perf import pictures
+    from shmbroker.perf.peers import pictures as of_peers
 
+    found = [(name, title, text, draw(results)) for name, title, text, draw in pictures.ALL]
+    measured = [(n, device) for n, device in enumerate(results.devices, 1) if device.peers]
+    for n, device in measured:
+        where = f" on {device.title}" if len(measured) > 1 else ""
+        found += [
+            (f"peers-{name}" + (f"-{n}" if where else ""), title + where, text, draw(device))
+            for name, title, text, draw in of_peers.ALL
+        ]
     drawn = []
-    for name, title, text, draw in pictures.ALL:
-        if (png := draw(results)) is not None:
+    for name, title, text, png in found:
+        if png is not None:
             (out / f"{name}.png").write_bytes(png)
             drawn.append((title, text, png))
     return drawn, ""
@@ -64,7 +75,7 @@ def _page(results: Results, pictures: list[tuple[str, str, bytes]], why_none: st
     names = ", ".join(device.title for device in results.devices)
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
-        f"<title>shmbroker on {escape(names)}</title><style>{_STYLE}</style>",
+        f"<title>shmbroker on {escape(names)}</title><style>{_STYLE}{tables.STYLE}</style>",
         f"<h1>shmbroker on {escape(names)}</h1>",
         _about(results),
     ]
@@ -75,6 +86,7 @@ def _page(results: Results, pictures: list[tuple[str, str, bytes]], why_none: st
             f"<h2>{escape(title)}</h2><figure><img alt='{escape(title)}' "
             f"src='data:image/png;base64,{data}'><figcaption>{escape(text)}</figcaption></figure>"
         )
+    parts += [tables.part(device) for device in results.devices]
     parts += [_device(device) for device in results.devices]
     return "\n".join(parts) + "\n"
 

@@ -6,42 +6,18 @@ name says so. Axes have units. matplotlib is imported when a picture is drawn, n
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from shmbroker.perf.devices.fio import BLOCKS, KIB, size_text
 from shmbroker.perf.devices.results import DeviceResults, Results
 from shmbroker.perf.devices.workloads import ACKS, PARTITIONS, VALUE_BYTES, value_text
+from shmbroker.perf.drawing import bytes_of, figure_of, log_y, png_of, rate_text
 
 #: By device, in the order of the run.
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _HATCH: Final = "////"
-_WIDE: Final = (9.0, 4.4)  # inches
-_DPI: Final = 130
 Picture = Callable[[Results], "bytes | None"]
-
-
-def _figure(panels: int, share_y: bool = True) -> tuple[Any, list[Any]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDE[0], _WIDE[1]), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, panels, sharey=share_y, squeeze=False)[0]
-    for axis in axes:
-        axis.grid(axis="y", color="#dddddd", linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes)
-
-
-def _png(figure: Any, legend_from: Any, columns: int = 4) -> bytes:
-    handles, labels = legend_from.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
 
 
 def _median(device: DeviceResults, case: str, scale: float) -> float | None:
@@ -49,20 +25,11 @@ def _median(device: DeviceResults, case: str, scale: float) -> float | None:
     return None if row is None or row.median is None else row.median / scale
 
 
-def _log_y(axis: Any, text: str) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _at: f"{value:,.10g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.set_ylabel(text)
-
-
 def throughput(results: Results) -> bytes | None:
     """Raw throughput by block size: reads, writes, durable writes; sequential and random."""
     if not any(device.cases.get("fio") for device in results.devices):
         return None
-    figure, axes = _figure(3)
+    figure, axes = figure_of(3)
     panels = (("read", "read", ""), ("write", "write, not synced", ""),
               ("write", "write, each durable", "-sync"))  # fmt: skip
     for axis, (way, title, suffix) in zip(axes, panels, strict=True):
@@ -82,8 +49,8 @@ def throughput(results: Results) -> bytes | None:
         axis.minorticks_off()
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("bytes a request")
-    _log_y(axes[0], "MB/s (logarithmic)")
-    return _png(figure, axes[0], 2)
+    log_y(axes[0], "MB/s (logarithmic)")
+    return png_of(figure, axes[0], 2)
 
 
 def _bars(
@@ -108,13 +75,9 @@ def _bars(
     axis.margins(y=0.14)
 
 
-def _rate_text(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
 def order(results: Results) -> bytes | None:
     """Sequential against random, as a ratio: why a log is fast."""
-    figure, axes = _figure(1)
+    figure, axes = figure_of(1)
     cases = [
         (f"{way}-{size // KIB}k{suffix}", f"{name}\n{size_text(size)}")
         for way, name, suffix in (("read", "read", ""), ("write", "write", ""),
@@ -128,16 +91,16 @@ def order(results: Results) -> bytes | None:
 
     if not any(ratio(device, case) for device in results.devices for case, _ in cases):
         return None
-    _bars(axes[0], results, cases, ratio, _rate_text)
-    _log_y(axes[0], "sequential / random throughput (logarithmic)")
+    _bars(axes[0], results, cases, ratio, rate_text)
+    log_y(axes[0], "sequential / random throughput (logarithmic)")
     axes[0].axhline(1.0, color="#444444", linewidth=0.8)
     axes[0].set_xlabel("fio, one request at a time")
-    return _png(figure, axes[0])
+    return png_of(figure, axes[0])
 
 
 def extents(results: Results) -> bytes | None:
     """O_DIRECT against the page cache, recycled against fresh segments."""
-    figure, axes = _figure(2, share_y=False)
+    figure, axes = figure_of(2, share_y=False)
     raw = [(f"fio-sequential-write-{size // KIB}k-sync{suffix}", f"{size_text(size)}\n{name}")
            for size in (64 * KIB, 1024 * KIB)
            for suffix, name in (("", "O_DIRECT"), ("-buffered", "page cache"))]  # fmt: skip
@@ -153,20 +116,20 @@ def extents(results: Results) -> bytes | None:
         def rate(device: DeviceResults, case: str, scale: float = scale) -> float | None:
             return _median(device, case, scale)
 
-        _bars(axis, results, cases, rate, _rate_text)
+        _bars(axis, results, cases, rate, rate_text)
         if cases is raw:
-            _log_y(axis, "MB/s (logarithmic)")
+            log_y(axis, "MB/s (logarithmic)")
         else:
             axis.set_ylabel("MB/s of values")
         axis.set_title(title, fontsize=10)
-    return _png(figure, axes[0])
+    return png_of(figure, axes[0])
 
 
 def produce(results: Results) -> bytes | None:
     """The broker's throughput in bytes of values, by size, acks and partitions."""
     if not any(name.startswith("produce-") for d in results.devices for name in d.cases):
         return None
-    figure, axes = _figure(len(PARTITIONS))
+    figure, axes = figure_of(len(PARTITIONS))
     for axis, parts in zip(axes, PARTITIONS, strict=True):
         cases = [(f"produce-{size}-{acks}-{parts}", f"{value_text(size)}\n{acks}")
                  for size in VALUE_BYTES for acks in ACKS]  # fmt: skip
@@ -175,20 +138,20 @@ def produce(results: Results) -> bytes | None:
             found = _median(device, case, 1e6)
             return None if found is None else found * int(case.split("-")[1])
 
-        _bars(axis, results, cases, rate, _rate_text)
+        _bars(axis, results, cases, rate, rate_text)
         axis.set_xticks(range(len(cases)), [name for _, name in cases], fontsize=6.5)
         axis.set_title("1 partition" if parts == 1 else f"{parts} partitions", fontsize=10)
         axis.set_xlabel("bytes a value, acks")
         for label in axis.texts:
             label.set(rotation=90, fontsize=6.5)
         axis.margins(y=0.22)
-    _log_y(axes[0], "MB/s of values (logarithmic)")
-    return _png(figure, axes[0])
+    log_y(axes[0], "MB/s of values (logarithmic)")
+    return png_of(figure, axes[0])
 
 
 def share(results: Results) -> bytes | None:
     """The broker's durable rows as a share of the device's own durable writes."""
-    figure, axes = _figure(1)
+    figure, axes = figure_of(1)
     cases = [(f"produce-{size}-durable-{parts}",
               f"{value_text(size)}\n{parts} partition{'s' * (parts > 1)}")
              for size in VALUE_BYTES for parts in PARTITIONS]  # fmt: skip
@@ -204,7 +167,7 @@ def share(results: Results) -> bytes | None:
     axes[0].axhline(100, color="#444444", linewidth=0.8)
     axes[0].set_ylabel("broker / device, % of bytes")
     axes[0].set_xlabel("send_many, durable; and catch-up against plain cold reads")
-    return _png(figure, axes[0])
+    return png_of(figure, axes[0])
 
 
 def settings(results: Results) -> bytes | None:
@@ -215,23 +178,21 @@ def settings(results: Results) -> bytes | None:
     ))  # fmt: skip
     if not names:
         return None
-    figure, axes = _figure(len(results.devices), share_y=False)
+    figure, axes = figure_of(len(results.devices), share_y=False)
     cases = [(case, text.replace(", ", "\n").replace("configs/", "")) for case, text in names]
     for n, (axis, device) in enumerate(zip(axes, results.devices, strict=True)):
         rates = [_median(device, case, 1e6 / 1024) or 0.0 for case, _ in cases]
         bars = axis.barh([text for _, text in cases], rates, color=COLOURS[n % len(COLOURS)],
                          label=device.title, edgecolor="white",
                          hatch=_HATCH if device.modelled else None)  # fmt: skip
-        axis.bar_label(bars, [_rate_text(rate) for rate in rates], fontsize=7, padding=2)
+        axis.bar_label(bars, [rate_text(rate) for rate in rates], fontsize=7, padding=2)
         axis.grid(axis="y", visible=False)
         axis.tick_params(axis="y", labelsize=7)
         axis.margins(x=0.12)
         axis.invert_yaxis()
         axis.set_title(device.title, fontsize=10)
         axis.set_xlabel("MB/s of 1 KiB values")
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
+    return bytes_of(figure)
 
 
 #: file name, title, what is seen, how it is drawn

@@ -24,8 +24,17 @@ class RemoteError(RuntimeError):
     """What the other process raised, with its traceback as text."""
 
 
+class NoAnswer(RemoteError):
+    """The other process did not answer within the limit, and was killed."""
+
+
 class Remote(Generic[T]):
-    """`factory(*args)` in a process of its own; `factory` and arguments are pickled."""
+    """`factory(*args)` in a process of its own; `factory` and arguments are pickled.
+
+    `limit_s` bounds what `finish` waits for an answer; None: as long as it takes.
+    """
+
+    limit_s: float | None = None
 
     def __init__(self, factory: Callable[..., T], *args: Any) -> None:
         context = multiprocessing.get_context("spawn")
@@ -57,7 +66,10 @@ class Remote(Generic[T]):
         self._ours.send((method, args))
 
     def finish(self) -> Any:
-        """What the call that was begun returns."""
+        """What the call that was begun returns; raises RemoteError, NoAnswer."""
+        if not self._ours.poll(self.limit_s):
+            self.kill()
+            raise NoAnswer(f"no answer from the client after {self.limit_s} s")
         try:
             good, value = self._ours.recv()
         except EOFError:
@@ -117,4 +129,4 @@ def _serve(pipe: Connection, factory: Callable[..., Any], args: tuple[Any, ...])
             pipe.send(answer)
 
 
-__all__ = ["Remote", "RemoteError"]
+__all__ = ["NoAnswer", "Remote", "RemoteError"]

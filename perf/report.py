@@ -21,6 +21,7 @@ _SHOWN: Final = {
     "bytes": (1 << 20, " MiB", 1),
     "us": (1.0, " us", 1),
     "s": (1.0, " s", 3),
+    "commits/s": (1.0, "/s", 0),
     "cores": (0.01, " % of a core", 2),
 }
 

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import shmbroker
 from shmbroker.config import ListenSection
+from shmbroker.control.authorized import DataTokens
 from shmbroker.control.listening import TlsFiles
 from shmbroker.perf.clients import Address
 from shmbroker.wire.native.greeting import STREAM_MAGIC, WELCOME_BYTES, Hello, encode_hello
@@ -55,7 +56,12 @@ class ReaderProcess:
         door = open_tcp("127.0.0.1", 0, tls)
         self.port: int = door.port
         self._streams = Streams(
-            self._client, [door], TOKEN, ListenSection(), self._loop.after, self._loop.stop
+            self._client,
+            [door],
+            DataTokens(TOKEN),
+            ListenSection(),
+            self._loop.after,
+            self._loop.stop,
         )
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

@@ -458,6 +458,22 @@ class GroupNotEmpty(ShmbrokerError):
         )
 
 
+class GroupSubscribed(ShmbrokerError):
+    """Members of the group read the topic, so what was committed for it stays."""
+
+    kafka_code = 86  # GROUP_SUBSCRIBED_TO_TOPIC
+    group: str = ""
+    topic: str = ""
+
+    def __init__(self, group: str, topic: str) -> None:
+        super().__init__(
+            f"offsets of topic {topic!r} can't be deleted while members of group {group!r} read "
+            "it; end them, or wait until their sessions have ended",
+            group=group,
+            topic=topic,
+        )
+
+
 class GroupFull(ShmbrokerError):
     """The group, or the broker, has as many members or groups as it takes."""
 
@@ -696,6 +712,7 @@ __all__ = [
     "GroupFull",
     "GroupNotEmpty",
     "GroupNotFound",
+    "GroupSubscribed",
     "InvalidConfig",
     "InvalidGroup",
     "InvalidPartitions",

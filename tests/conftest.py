@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 
@@ -19,8 +20,14 @@ import pytest
 _FOREVER = "SHMBROKER_PARK_FOREVER"
 os.environ[_FOREVER] = "1"
 
-_PATIENCE_S = 2.0  # for a killed process to be reaped by whoever started it
-_LONG_PATIENCE_S = 10.0
+# How long an example takes, or the making of one, says nothing on a host with other work.
+hypothesis.settings.register_profile(
+    "any host", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any host")
+
+_PATIENCE_S = 10.0  # for a killed process to be reaped by whoever started it
+_LONG_PATIENCE_S = 30.0
 
 
 def _shared_memory() -> set[str]:

@@ -36,6 +36,7 @@ from shmbroker.workers import logs
 from shmbroker.workers.broker_state import BrokerState
 from shmbroker.workers.events import Events
 from shmbroker.workers.front_ends import FrontEnds
+from shmbroker.workers.group_admin import GroupAdmin
 from shmbroker.workers.groups import Groups
 from shmbroker.workers.logfile import LogFile
 from shmbroker.workers.logs import get_logger
@@ -119,6 +120,9 @@ class Acceptor:
             self.config.groups, state.meta, self.topics, state.plan, state.memory, self.loop,
             self._tell_client,
         )  # fmt: skip
+        self.group_admin = GroupAdmin(
+            self.groups, self.topics, state.plan, state.memory, self.offsets
+        )
         self.topics.on_made = self.groups.topics_changed
         self.requests = ControlRequests(self)
         self._open_events()
@@ -330,6 +334,7 @@ class Acceptor:
         if client is None or client.connection is not connection:
             return
         client.connection = None
+        self.groups.client_gone(client)
         for ring in list(client.rings.values()):
             self.close_ring(ring)
         self.sessions.forget_if_gone(client)
@@ -337,6 +342,7 @@ class Acceptor:
     def _end_grace(self) -> None:
         for client in list(self.sessions.clients.values()):
             if client.connection is None:
+                self.groups.client_gone(client)
                 for ring in list(client.rings.values()):
                     self.close_ring(ring)
                 self.sessions.forget_if_gone(client)
@@ -398,6 +404,7 @@ class Acceptor:
         self.events.close()
         self.remote.close()
         self.offsets.close()
+        self.groups.close()
         for sock in (self.control, self.workers_socket):
             self.loop.unwatch(sock)
             sock.close(linger=0)

@@ -14,7 +14,6 @@ subscriptions without the secret costs everybody one reconnection, and no memory
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +22,7 @@ import zmq
 
 from shmbroker.addresses import format_tcp
 from shmbroker.config import LoadedConfig
+from shmbroker.control.authorized import DataTokens
 from shmbroker.control.listening import Listening
 from shmbroker.control.zap import guard
 from shmbroker.workers.logs import get_logger
@@ -32,6 +32,7 @@ from shmbroker.workers.routing import bind_unix
 QUEUE_MESSAGES: Final = 64  # of one subscriber
 SUBSCRIPTION_BYTES: Final = 512
 REFUSED_MAX: Final = 1_000  # what libzmq keeps of refused subscriptions is dropped after so many
+_REOPEN_S: Final = 0.01  # between two looks whether an address is free again
 _JOIN_S: Final = 0.02  # subscribers that come within it hear one snapshot
 _log = get_logger("shmbroker.events")
 
@@ -44,7 +45,7 @@ class _Door:
 
     socket: zmq.Socket[bytes]
     asked: str
-    secret: bytes
+    tokens: DataTokens | None
     configure: Configure | None
     refused: int = 0
 
@@ -57,23 +58,29 @@ class Events:
     ) -> None:
         """`on_joined` is called soon after somebody has subscribed to something."""
         self._context, self._loop, self._on_joined = context, loop, on_joined
-        self._doors: list[_Door] = []
+        self._doors: list[_Door] = []  # that are open
+        self._opening: dict[_Door, Timer] = {}  # whose address is not free yet
         self._joining: Timer | None = None
 
-    def bind(self, endpoint: str, secret: bytes = b"", configure: Configure | None = None) -> str:
+    def bind(
+        self,
+        endpoint: str,
+        tokens: DataTokens | None = None,
+        configure: Configure | None = None,
+    ) -> str:
         """Serves subscribers at one more endpoint; returns it as bound (port 0 picks one).
 
-        `secret`: what their subscriptions begin with; b"": nothing. `configure` sets options on the
-        socket before it is bound (CURVE). Raises ZMQError.
+        `tokens`: what their subscriptions begin with one of; None: nothing. `configure` sets
+        options on the socket before it is bound (CURVE). Raises ZMQError.
         """
-        door = _Door(self._open(endpoint, configure), endpoint, secret, configure)
+        door = _Door(self._open(endpoint, configure), endpoint, tokens, configure)
         self._doors.append(door)
         self._loop.watch(door.socket, lambda: self._readable(door))
         return door.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def listen(self, listening: Listening, loaded: LoadedConfig) -> None:
         """Serves programs elsewhere, who show the data token. ConfigError when that can't be."""
-        secret = listening.data_token.encode()
+        tokens = listening.tokens
         at = listening.tcp("events")
 
         def configure(sock: zmq.Socket[bytes]) -> None:
@@ -87,12 +94,12 @@ class Events:
 
         if at is not None:
             try:
-                self.bind(format_tcp(*at), secret, configure)
+                self.bind(format_tcp(*at), tokens, configure)
             except zmq.ZMQError as error:
                 problem = f"{format_tcp(*at)} can't be bound: {error}"
                 raise loaded.refused("listen.events_port", problem, "another port") from None
         if listening.unix:
-            self.bind(f"ipc://{listening.unix['events']}", secret)
+            self.bind(f"ipc://{listening.unix['events']}", tokens)
 
     def send(self, messages: Iterable[tuple[bytes, bytes]]) -> None:
         """To everybody who subscribed to a beginning of the first frame; never waits."""
@@ -104,6 +111,9 @@ class Events:
         """Nobody is told any more; what is on its way is dropped."""
         if self._joining is not None:
             self._joining.cancel()
+        for timer in self._opening.values():
+            timer.cancel()
+        self._opening.clear()
         for door in self._doors:
             self._loop.unwatch(door.socket)
             door.socket.close(linger=0)
@@ -141,7 +151,7 @@ class Events:
     def _asked(self, door: _Door, message: bytes) -> None:
         """A subscription (1), its end (0), or something that is neither."""
         kind, wanted = message[:1], message[1:]
-        prefix = _without(door.secret, wanted)
+        prefix = _without(door.tokens, wanted)
         if prefix is None or kind not in (b"\0", b"\1"):
             door.refused += 1
         elif kind == b"\0":
@@ -160,18 +170,32 @@ class Events:
         _log.warning("events channel opened anew", reason="too many subscriptions were refused")
         endpoint = door.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._loop.unwatch(door.socket)
+        self._doors.remove(door)
         door.socket.unbind(endpoint)
         door.socket.close(linger=0)
-        door.socket, door.refused = self._open(endpoint, door.configure), 0
+        self._open_again(door, endpoint)
+
+    def _open_again(self, door: _Door, endpoint: str) -> None:
+        """As soon as libzmq, which closes in a thread of its own, has let go of the address."""
+        self._opening.pop(door, None)
+        try:
+            door.socket, door.refused = self._open(endpoint, door.configure), 0
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EADDRINUSE:
+                raise
+            again = self._loop.after(_REOPEN_S, lambda: self._open_again(door, endpoint))
+            self._opening[door] = again
+            return
+        self._doors.append(door)
         self._loop.watch(door.socket, lambda: self._readable(door))
 
 
-def _without(secret: bytes, wanted: bytes) -> bytes | None:
-    """The prefix that a subscription is to; None if it does not know the secret."""
-    if not secret:
+def _without(tokens: DataTokens | None, wanted: bytes) -> bytes | None:
+    """The prefix that a subscription is to; None if it does not show a token that lets in."""
+    if tokens is None:
         return wanted
     shown, slash, prefix = wanted.partition(b"/")
-    return prefix if slash and hmac.compare_digest(shown, secret) else None
+    return prefix if slash and tokens.admits(shown) else None
 
 
 __all__ = ["QUEUE_MESSAGES", "REFUSED_MAX", "SUBSCRIPTION_BYTES", "Events"]

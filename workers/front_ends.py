@@ -146,7 +146,7 @@ class FrontEnds:
             unix_path=Path(path) if path else None,
             token=listening.data_token.encode(),
             tls=listening.tls if is_reader else None,
-            curve=None if is_reader else listening.curve,
+            curve=listening.curve,
             listen=listening.listen,
             parent_pid=os.getpid(),
         )

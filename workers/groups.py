@@ -19,16 +19,19 @@ from typing import Final
 from shmbroker import errors
 from shmbroker.config import GroupsSection
 from shmbroker.control import messages
+from shmbroker.control.groups.checkpoint_messages import OpenCheckpoints
 from shmbroker.control.groups.coordinator import Coordinator
 from shmbroker.control.groups.gathering import Answer, Gathering
 from shmbroker.control.groups.limits import GroupSettings
 from shmbroker.control.groups.messages import Commit, Fetch, Heartbeat, Leave
+from shmbroker.control.groups.offsets import Bounds
 from shmbroker.control.groups.store import GroupStore
 from shmbroker.control.groups.values import Partition, TopicView
 from shmbroker.control.meta import MetaStore
 from shmbroker.control.plan import Plan
 from shmbroker.control.sessions import Client
 from shmbroker.control.sharedmem import SharedMemory
+from shmbroker.workers.checkpoints import Checkpoints
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop, Timer
 from shmbroker.workers.topics import Topics
@@ -63,6 +66,11 @@ class Groups:
         self.coordinator = Coordinator(settings_of(config), self._views())
         self.coordinator.restore(self.store.groups(), self.store.members(), now_ms())
         self.gathering = Gathering(self.coordinator, self.store)
+        self.checkpoints = Checkpoints(
+            memory, self.coordinator, self.gathering, self.durable_end, loop, self.soon,
+            config.offsets_flush_ms,
+        )  # fmt: skip
+        self.checkpoints.restore()
         self.soon()
         loop.after(EXPIRE_EVERY_S, self._expire)
 
@@ -72,24 +80,34 @@ class Groups:
         """`group_heartbeat`."""
         beat = Heartbeat.from_request(request)
         self._speakers[beat.group, beat.member_id] = client
+        self.checkpoints.look(beat.group)
         self.gathering.heartbeat(beat, now_ms(), answer)
         self.soon()
 
     def leave(self, _client: Client, request: messages.Request, answer: Answer) -> None:
         """`group_leave`."""
         leave = Leave.from_request(request)
+        self.checkpoints.look(leave.group)
         self.gathering.leave(leave, now_ms(), answer)
         self.soon()
 
     def commit(self, _client: Client, request: messages.Request, answer: Answer) -> None:
         """`commit_offsets`."""
-        self.gathering.commit(Commit.from_request(request), self.durable_end, answer)
+        commit = Commit.from_request(request)
+        self.checkpoints.look(commit.group)  # what was stored before was committed before
+        self.gathering.commit(commit, self.durable_end, answer)
         self.soon()
 
     def fetch(self, _client: Client, request: messages.Request, answer: Answer) -> None:
         """`fetch_offsets`."""
-        self.gathering.fetch(Fetch.from_request(request), answer)
+        fetch = Fetch.from_request(request)
+        self.checkpoints.look(fetch.group)
+        self.gathering.fetch(fetch, answer)
         self.soon()
+
+    def open_checkpoints(self, client: Client, request: messages.Request, answer: Answer) -> None:
+        """`open_checkpoints`; only for programs of this host."""
+        answer(self.checkpoints.open(client.client, OpenCheckpoints.from_request(request)))
 
     # --- what happens around them --------------------------------------------------------------
 
@@ -102,6 +120,11 @@ class Groups:
         """One past the last durable offset; None: there is no such partition.
 
         Raises TimedOut, retriable, while it is being opened: where it ends is not known then."""
+        bounds = self.bounds(partition)
+        return None if bounds is None else bounds.end
+
+    def bounds(self, partition: Partition) -> Bounds | None:
+        """Where the durable log begins and ends, as `durable_end`."""
         place = self._plan.places.get(partition)
         if place is None:
             return None
@@ -111,7 +134,17 @@ class Groups:
         slot = table.slot(place.slot)
         if slot["state"] in _OPENING:
             raise errors.TimedOut(f"{place.topic}-{place.partition} is still being opened")
-        return int(slot["durable_offset"])
+        return Bounds(int(slot["log_start_offset"]), int(slot["durable_offset"]))
+
+    def client_gone(self, client: Client) -> None:
+        """It has hung up: what it stored counts, and is all."""
+        self.checkpoints.client_gone(client.client)
+
+    def close(self) -> None:
+        """The broker stops: what members stored becomes durable, before shared memory goes."""
+        self.checkpoints.close()
+        self.gathering.flush(unix_ms())
+        self.checkpoints.unmap()
 
     def soon(self) -> None:
         """Has what was asked of the coordinator stored and answered at the end of this turn."""
@@ -126,7 +159,9 @@ class Groups:
     # --- the loop's turns ----------------------------------------------------------------------
 
     def _flush(self) -> None:
-        self._flushing = None
+        if self._ticking is None or self._ticking[0] <= now_ms():  # something is due now
+            self.checkpoints.look()  # before anybody is put out
+        self._flushing = None  # only now: what looking hands in is flushed here
         due_ms = self.coordinator.tick(now_ms())
         failed = self.gathering.flush(unix_ms())
         if failed is not None and not self._failing:

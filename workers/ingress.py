@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
-
-import zmq
 
 from shmbroker import errors
 from shmbroker.client.client import Client
@@ -26,7 +24,8 @@ from shmbroker.client.relay import Relay
 from shmbroker.control import messages
 from shmbroker.control.listening import NetworkSpec
 from shmbroker.places import Places
-from shmbroker.workers import logfile, logs
+from shmbroker.workers import logs
+from shmbroker.workers.acceptor_link import AcceptorLink
 from shmbroker.workers.ingress_sessions import Sessions
 from shmbroker.workers.ingress_socket import Door, keep_freed_memory
 from shmbroker.workers.lifecycle import adopt_parent
@@ -53,16 +52,11 @@ class Ingress:
         attachment = client.connection.attachment
         self._prefix = attachment.prefix
         self._sessions = Sessions(
-            self._relay, spec.listen, spec.token, attachment.dir_id, self._writers
+            self._relay, spec.listen, spec.tokens, attachment.dir_id, self._writers
         )
         self._stopping = False
-        self._acceptor: zmq.Socket[bytes] = door.context.socket(zmq.DEALER)
-        self._acceptor.setsockopt(zmq.LINGER, 1_000)
-        self._ops: dict[str, Callable[[messages.Request], Mapping[str, Any] | None]] = {
-            "status": self._status,
-            "log": self._log_file,
-            "stop": self._stop,
-        }
+        operations = {"status": self._status, "stop": self._stop}
+        self._acceptor = AcceptorLink(door.context, spec.workers_address, "ingress", operations)
 
     def run(self) -> None:
         """Serves until told to stop."""
@@ -71,11 +65,8 @@ class Ingress:
         if self._door.gate is not None:
             self._loop.watch(self._door.gate.socket, self._door.gate.answer)
         self._loop.watch(self._relay.fd, lambda: self._sessions.settle(woken=True))
-        self._acceptor.connect(self._spec.workers_address)
-        self._acceptor.send(
-            messages.encode_request("hello", 0, worker=self._spec.name, pid=os.getpid())
-        )
-        self._loop.watch(self._acceptor, self._asked)
+        self._acceptor.hello(worker=self._spec.name, pid=os.getpid())
+        self._loop.watch(self._acceptor.socket, self._acceptor.receive)
         self._tick()
         self._loop.run()
         self._loop.close()
@@ -98,27 +89,6 @@ class Ingress:
 
     # --- the acceptor's requests ---
 
-    def _asked(self) -> None:
-        while True:
-            try:
-                message = messages.decode(self._acceptor.recv(zmq.NOBLOCK))
-            except zmq.Again:
-                return
-            if isinstance(message, messages.Request):
-                self._answer(message)
-
-    def _answer(self, request: messages.Request) -> None:
-        try:
-            operation = self._ops.get(request.op)
-            if operation is None:
-                raise errors.InvalidRequest(f"ingress knows no operation {request.op!r}")
-            answer = operation(request)
-        except (errors.ShmbrokerError, OSError) as error:
-            self._acceptor.send(messages.encode_error(request.id, error))
-            return
-        if answer is not None:
-            self._acceptor.send(messages.encode_reply(request.id, answer))
-
     def _status(self, _request: messages.Request) -> Mapping[str, Any]:
         gate = self._door.gate
         return self._sessions.describe() | {
@@ -126,11 +96,6 @@ class Ingress:
             "rings": {str(n): ring for n, ring in self._relay.counters().items()},
             "keys_refused": 0 if gate is None else gate.refused,
         }
-
-    def _log_file(self, request: messages.Request) -> Mapping[str, Any]:
-        """The broker's log goes on in a new file of that name."""
-        logfile.reopen(request.arg("path", str))
-        return {}
 
     def _stop(self, request: messages.Request) -> None:
         """Closing to all; what has come is published and answered within `drain_s`; then it ends.
@@ -148,8 +113,7 @@ class Ingress:
         if self._relay.unsettled and time.monotonic() < deadline:
             self._loop.after(_RETRY_S, lambda: self._drain(request, deadline))
             return
-        drained = not self._relay.unsettled
-        self._acceptor.send(messages.encode_reply(request.id, {"drained": drained}))
+        self._acceptor.reply(request, {"drained": not self._relay.unsettled})
         self._loop.stop()
 
 

@@ -16,7 +16,6 @@ does not read its answers is forgotten, and what it sent goes on.
 
 from __future__ import annotations
 
-import hmac
 import secrets
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ import zmq
 from shmbroker import errors
 from shmbroker.client.relay import Relay
 from shmbroker.config import ListenSection
+from shmbroker.control.authorized import DataTokens
 from shmbroker.wire.native import greeting
 from shmbroker.wire.native.greeting import INGRESS_MAGIC, Hello, Welcome
 from shmbroker.wire.native.ingress_messages import (
@@ -76,6 +76,7 @@ class Peer:
     identity: bytes
     server: IngressServer
     name: str = ""
+    token: bytes = b""  # by which it was let in
     session: int = 0
     heard: float = 0.0  # monotonic
     said: float = 0.0
@@ -103,13 +104,13 @@ class Sessions:
         self,
         relay: Relay,
         listen: ListenSection,
-        token: bytes,
+        tokens: DataTokens,
         data_dir_id: bytes,
         writers: Callable[[], int],
     ) -> None:
         self._relay = relay
         self._listen = listen
-        self._token = token
+        self._tokens = tokens
         self._data_dir_id = data_dir_id
         self._count_writers = writers
         self._writers = writers()
@@ -156,7 +157,7 @@ class Sessions:
         key = (id(sock), identity)
         peer = self._peers.get(key)
         if peer is None:
-            peer = Peer(sock, identity, IngressServer(self._admits))
+            peer = Peer(sock, identity, IngressServer(self._tokens.admits))
         peer.heard = time.monotonic()
         try:
             event = peer.server.receive_message(parts)
@@ -182,9 +183,6 @@ class Sessions:
             self._logged = now
             _log.warning("producer refused", name=peer.name, reason=str(error))
 
-    def _admits(self, token: bytes) -> bool:
-        return hmac.compare_digest(token, self._token)
-
     def _welcome(self, key: tuple[int, bytes], peer: Peer, hello: Hello) -> None:
         if key in self._peers:  # it will send all of it again
             self._relay.drop(lambda tag: tag.peer is peer)
@@ -197,7 +195,7 @@ class Sessions:
             self._send(peer, [greeting.encode_refusal(INGRESS_MAGIC, full)])
             return
         self._peers[key] = peer
-        peer.name, peer.session = hello.name, secrets.randbits(63) + 1
+        peer.name, peer.token, peer.session = hello.name, hello.token, secrets.randbits(63) + 1
         peer.held.clear()
         peer.limits.clear()
         peer.entries.clear()
@@ -300,6 +298,8 @@ class Sessions:
         self._ticked = now
         heartbeat_s, dead_s = self._listen.heartbeat_ms / 1000, self._listen.dead_ms / 1000
         writers = min(WRITERS, self._count_writers())
+        if self._tokens.has_changed():
+            self._look_at_tokens()
         for peer in list(self._peers.values()):
             if late > self.tick_s:  # nobody listened meanwhile
                 peer.heard += late
@@ -315,6 +315,11 @@ class Sessions:
         self._writers = max(writers, self._writers)
         self._relay.sweep()
         self.settle()
+
+    def _look_at_tokens(self) -> None:
+        for peer in list(self._peers.values()):
+            if not self._tokens.admits(peer.token):
+                self._forget(peer, "its key is authorised no more")
 
     def _forget(self, peer: Peer, why: str) -> None:
         if self._peers.pop((id(peer.sock), peer.identity), None) is not None:

@@ -1,5 +1,7 @@
 """The request `offsets`: where partitions begin and end, and where in them a time is.
 
+Owns: the thread for all that the acceptor must look up in segments (consumer groups', too).
+
 The ends are read out of the writers' tables, at once. A time is looked up in the segments' time
 indexes, which may wait for a disk, so a thread does it; it opens files read-only, as a consumer
 does, and nothing of the acceptor's is touched there.
@@ -66,9 +68,14 @@ class Offsets:
         if at_ms is None:
             answer({"partitions": [e.entry for e in ends]})
             return
+        self.look_up(lambda: {"partitions": [_at(e, at_ms) for e in ends]}, answer)
+
+    def look_up(self, do: Callable[[], Mapping[str, Any]], answer: Answer) -> None:
+        """Has the thread do something that waits for disks; answers in the loop. Raises TimedOut
+        when too many are waiting. `do` touches nothing of the acceptor's."""
 
         def look_up() -> None:
-            result = _answer_of(ends, at_ms)
+            result = _result_of(do)
             self._done.put(lambda: answer(result))
             os.eventfd_write(self._event_fd, 1)
 
@@ -76,7 +83,7 @@ class Offsets:
         try:
             self._asked.put_nowait(look_up)
         except queue.Full:
-            raise errors.TimedOut("too many look-ups of times are waiting; try again") from None
+            raise errors.TimedOut("too many look-ups of records are waiting; try again") from None
 
     def close(self) -> None:
         """Waits for the look-up under way, and for nothing else."""
@@ -156,9 +163,9 @@ def _steady(table: TableView, place: Place) -> dict[str, Any]:
             return slot
 
 
-def _answer_of(ends: list[_Ends], at_ms: int) -> Mapping[str, Any] | BaseException:
+def _result_of(do: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any] | BaseException:
     try:
-        return {"partitions": [_at(e, at_ms) for e in ends]}
+        return do()
     except (errors.ShmbrokerError, OSError) as error:
         return error
 

@@ -18,11 +18,11 @@ from typing import Any, Final
 
 import zmq
 
-from shmbroker import errors
 from shmbroker.client.client import Client, connect
 from shmbroker.control import messages
 from shmbroker.control.listening import NetworkSpec
-from shmbroker.workers import logfile, logs
+from shmbroker.workers import logs
+from shmbroker.workers.acceptor_link import AcceptorLink
 from shmbroker.workers.lifecycle import adopt_parent
 from shmbroker.workers.logs import get_logger
 from shmbroker.workers.loop import Loop
@@ -42,60 +42,41 @@ class Reader:
         self._spec = spec
         self._loop = Loop()
         self._streams = Streams(
-            client, open_doors(spec), spec.token, spec.listen, self._loop.after, self._broker_gone
+            client, open_doors(spec), spec.tokens, spec.listen, self._loop.after, self._broker_gone
         )
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
+        operations = {"status": self._status, "stop": self._stop}
+        self._acceptor = AcceptorLink(
+            zmq.Context.instance(), spec.workers_address, "a reader", operations
+        )
 
     def run(self) -> None:
         """Serves until told to stop."""
-        self._socket.connect(self._spec.workers_address)
-        self._send(messages.encode_request("hello", 0, worker=self._spec.name, pid=os.getpid()))
-        self._streams.watch(int(self._socket.getsockopt(zmq.FD)), self._receive)
+        acceptor = self._acceptor
+        acceptor.hello(worker=self._spec.name, pid=os.getpid())
+        self._streams.watch(int(acceptor.socket.getsockopt(zmq.FD)), acceptor.receive)
         try:
-            self._receive()
+            acceptor.receive()
             self._loop.run_with(self._streams.turn)
         finally:
             self._streams.close()
             self._loop.close()
-            self._socket.close(linger=1000)
+            acceptor.close()
 
-    def _send(self, frame: bytes) -> None:
-        self._socket.send(frame)
+    def _stop(self, request: messages.Request) -> None:
+        """Closing to all peers; answered, and over, when the frames that had begun are out."""
+        given = request.args.get("drain_s")
+        drain_s = _DRAIN_S if given is None else min(_DRAIN_S, float(given))
+        self._streams.stop_accepting()
+        self._drain(request, time.monotonic() + drain_s)
 
-    def _receive(self) -> None:
-        while True:
-            try:
-                frame = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            message = messages.decode(frame)
-            if isinstance(message, messages.Request):
-                self._answer(message)  # and then again: its descriptor tells of edges only
-
-    def _answer(self, request: messages.Request) -> None:
-        if request.op == "stop":
-            given = request.args.get("drain_s")
-            drain_s = _DRAIN_S if given is None else min(_DRAIN_S, float(given))
-            self._streams.stop_accepting()
-            self._drain(request.id, time.monotonic() + drain_s)
-        elif request.op == "status":
-            self._send(messages.encode_reply(request.id, self._status()))
-        elif request.op == "log":  # the broker's log goes on in a new file of that name
-            logfile.reopen(request.arg("path", str))
-            self._send(messages.encode_reply(request.id, {}))
-        else:
-            unknown = errors.InvalidRequest(f"a reader knows no operation {request.op!r}")
-            self._send(messages.encode_error(request.id, unknown))
-
-    def _drain(self, request_id: int | None, deadline: float) -> None:
+    def _drain(self, request: messages.Request, deadline: float) -> None:
         if self._streams.peers and time.monotonic() < deadline:
-            self._loop.after(_DRAIN_STEP_S, lambda: self._drain(request_id, deadline))
+            self._loop.after(_DRAIN_STEP_S, lambda: self._drain(request, deadline))
             return
-        self._send(messages.encode_reply(request_id, {"drained": not self._streams.peers}))
+        self._acceptor.reply(request, {"drained": not self._streams.peers})
         self._loop.stop()
 
-    def _status(self) -> Mapping[str, Any]:
+    def _status(self, _request: messages.Request) -> Mapping[str, Any]:
         return {"pid": os.getpid(), **self._streams.describe()}
 
     def _broker_gone(self) -> None:

@@ -26,6 +26,7 @@ from shmbroker import errors
 from shmbroker.addresses import format_tcp
 from shmbroker.config import LoadedConfig
 from shmbroker.control import messages
+from shmbroker.control.authorized import DataTokens
 from shmbroker.control.listening import Listening
 from shmbroker.control.remote_clients import RemoteClient, RemoteClients
 from shmbroker.control.zap import Gate, guard
@@ -40,10 +41,12 @@ _AT_ONCE: Final = 64  # messages, before the acceptor looks at something else
 _NAME_MAX: Final = 200
 _KEEPALIVE_S: Final = 3
 _KEEPALIVES: Final = 3
+_MANY: Final = 100  # clients whose heartbeats are looked at together, and how often
+_REST_S: Final = 0.02
 _log = get_logger("shmbroker.remote")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Door:
     """One socket, and what those who came through it are told."""
 
@@ -74,7 +77,10 @@ class RemoteControl:
         self.sessions = RemoteClients(next_id, listen.max_connections, self._dead_s, time.monotonic)
         self._doors: list[_Door] = []
         self._gate: Gate | None = None
+        self._tokens = DataTokens(b"") if listening is None else listening.tokens
         self._looking = False
+        self._resting: set[_Door] = set()
+        self._only_heartbeats = False  # in what was looked at last
         self.hellos_refused = 0  # without the token, or with a wrong one
 
     def open(self) -> None:
@@ -162,7 +168,7 @@ class RemoteControl:
         return sock
 
     def _add(self, sock: zmq.Socket[bytes], listening: Listening, *, is_tcp: bool) -> None:
-        tells: dict[str, Any] = {"data_token": listening.data_token, "curve": False}
+        tells: dict[str, Any] = {"curve": False}
         for name in ("ingress", "data", "events"):
             endpoint = listening.tcp_endpoint(name)
             tells[name] = [endpoint] if is_tcp else listening.unix_endpoints(name)
@@ -174,18 +180,37 @@ class RemoteControl:
         self._loop.watch(sock, partial(self._readable, door))
 
     def _readable(self, door: _Door) -> None:
-        for identity, data, key in _with_keys(door) if door.has_keys else _without(door):
+        self._only_heartbeats = True
+        found = _with_keys(door) if door.has_keys else _without(door)
+        for identity, data, key in found:
             respond(
                 data,
                 partial(send, door.socket, identity),
                 partial(self._do, door, identity, key),
             )
+        is_all = len(found) < _AT_ONCE
+        if is_all and self._only_heartbeats and len(self.sessions.clients) >= _MANY:
+            self._rest(door)
+
+    def _rest(self, door: _Door) -> None:
+        """The heartbeats of many come one by one and cost a wake-up each, and nobody waits for
+        their answers: what comes in the next moment is looked at together."""
+        if door not in self._resting:
+            self._resting.add(door)
+            self._loop.unwatch(door.socket)
+            self._loop.after(_REST_S, partial(self._wake, door))
+
+    def _wake(self, door: _Door) -> None:
+        self._resting.discard(door)
+        if door in self._doors:
+            self._loop.watch(door.socket, partial(self._readable, door))
 
     def _do(
         self, door: _Door, identity: bytes, key: str, request: messages.Request, answer: Answer
     ) -> None:
-        if door.has_keys and self._gate is not None and not self._gate.knows(key):
+        if door.has_keys and self._gate is not None and not self._gate.authorized.knows(key):
             raise errors.AuthenticationFailed(f"the key {key!r} is authorised no more")
+        self._only_heartbeats &= request.op == "heartbeat"
         if request.op == "hello":
             answer(self._hello(door, identity, key, request))
             return
@@ -236,8 +261,13 @@ class RemoteControl:
             "runtime_dir": str(broker["runtime_dir"]),
             "pressure": broker["pressure"],
             **{name: broker[name] for name in ("instance", "data_dir_id", "boot_id", "broker_pid")},
+            "data_token": self._data_token(key if door.has_keys else None),
             **door.tells,
         }
+
+    def _data_token(self, key: str | None) -> str:
+        assert self._listening is not None
+        return self._listening.data_token if key is None else self._tokens.of(key).decode()
 
     def _check_token(self, given: str | None, has_key: bool) -> None:
         assert self._listening is not None
@@ -270,6 +300,14 @@ class RemoteControl:
             self._readable(door)
         for client in self.sessions.forget_silent():
             _log.info("remote client is silent and forgotten", client=client.client)
+        for client in list(self.sessions.clients.values()):
+            if (
+                client.key
+                and self._gate is not None
+                and not self._gate.authorized.knows(client.key)
+            ):
+                self.sessions.forget(client)
+                _log.info("remote client's key is revoked", client=client.client, key=client.key)
         self._look_later()
 
 

@@ -23,7 +23,7 @@ from shmbroker.workers.worker_link import WorkerLink
 if TYPE_CHECKING:
     from shmbroker.workers.acceptor import Acceptor
 
-_LOCAL_ONLY: Final = frozenset({"open_ingress", "close_ingress", "shutdown"})
+_LOCAL_ONLY: Final = frozenset({"open_ingress", "close_ingress", "open_checkpoints", "shutdown"})
 
 
 class ControlRequests:
@@ -47,6 +47,12 @@ class ControlRequests:
             "group_leave": acceptor.groups.leave,
             "commit_offsets": acceptor.groups.commit,
             "fetch_offsets": acceptor.groups.fetch,
+            "list_groups": acceptor.group_admin.list_groups,
+            "describe_group": acceptor.group_admin.describe,
+            "reset_group": acceptor.group_admin.reset,
+            "delete_group": acceptor.group_admin.delete,
+            "delete_group_offsets": acceptor.group_admin.delete_offsets,
+            "open_checkpoints": acceptor.groups.open_checkpoints,
             "status": self._status,
             "shutdown": self._shutdown,
         }

@@ -173,7 +173,7 @@ class Topics:
                             "writer": place.writer,
                             "slot": place.slot,
                             "slot_epoch": place.slot_epoch,
-                            "directory": self._directory(place.topic, place.partition),
+                            "directory": self.directory(place.topic, place.partition),
                         }
                         for place in self._plan.of_topic(topic.topic_id)[: topic.partitions]
                     ],
@@ -228,7 +228,7 @@ class Topics:
             "topic": place.topic,
             "topic_id": place.topic_id,
             "partition": place.partition,
-            "directory": self._directory(place.topic, place.partition),
+            "directory": self.directory(place.topic, place.partition),
             "settings": self.settings(self._by_name[place.topic]).to_kafka(),
         }
 
@@ -286,13 +286,14 @@ class Topics:
             self._shown[topic.topic_id] = before, waiting - 1
         self._tell([topic.name])
 
-    def _directory(self, topic: str, partition: int) -> str:
+    def directory(self, topic: str, partition: int) -> str:
+        """Where the partition's files are."""
         return str(self._data_dir / f"{topic}-{partition}")
 
     def _remove_directories(self, topic: Topic) -> None:
         """What a writer that died in between may have left."""
         for partition in range(topic.partitions):
-            shutil.rmtree(self._directory(topic.name, partition), ignore_errors=True)
+            shutil.rmtree(self.directory(topic.name, partition), ignore_errors=True)
         sync_dir(self._data_dir)
 
     def _state_error(self, place: Place, found: Mapping[str, Any]) -> errors.ShmbrokerError | None:

@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import zmq
@@ -28,7 +28,8 @@ from shmbroker.control.datadir import lock_shared
 from shmbroker.control.plan import WriterSpec
 from shmbroker.log.files import sync_directory
 from shmbroker.log.iomode import IoMode, detect_io_mode
-from shmbroker.workers import logfile, logs
+from shmbroker.workers import logs
+from shmbroker.workers.acceptor_link import AcceptorLink
 from shmbroker.workers.housekeeping import RETRY_S, Housekeeper, now_ms
 from shmbroker.workers.lifecycle import adopt_parent
 from shmbroker.workers.logs import get_logger
@@ -55,9 +56,7 @@ class Writer:
         )
         self._sources = Sources(spec, engine, self._well, self._keeper.retry_soon)
         self._threads: list[threading.Thread] = []
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._ops: dict[str, Callable[[messages.Request], Mapping[str, Any] | None]] = {
+        operations = {
             "open": self._open,
             "assign": self._assign,
             "unassign": self._unassign,
@@ -67,54 +66,30 @@ class Writer:
             "detach_ingress": self._sources.detach,
             "status": self._status,
             "memory": self._memory,
-            "log": self._log_file,
             "stop": self._stop,
         }
+        self._acceptor = AcceptorLink(
+            zmq.Context.instance(), spec.workers_address, "a writer", operations
+        )
 
     def run(self) -> None:
         """Serves until told to stop."""
         self._engine.claim()
-        self._socket.connect(self._spec.workers_address)
-        self._send(messages.encode_request("hello", 0, writer=self._spec.writer, pid=os.getpid()))
-        self._loop.watch(self._socket, self._receive)
+        self._acceptor.hello(writer=self._spec.writer, pid=os.getpid())
+        self._loop.watch(self._acceptor.socket, self._acceptor.receive)
         self._loop.watch(self._engine.events_fd, self._wanted)
         self._keeper.start()
         self._loop.run()
         self._loop.close()
-        self._socket.close(linger=1000)
+        self._acceptor.close()
 
     # -- requests --------------------------------------------------------------------------------
 
-    def _send(self, frame: bytes) -> None:
-        self._socket.send(frame)
-
     def _well(self, request: messages.Request) -> None:
-        self._send(messages.encode_reply(request.id, {}))
+        self._acceptor.reply(request, {})
 
     def _let_go(self) -> None:
         self._sources.let_go()
-
-    def _receive(self) -> None:
-        while True:
-            try:
-                frame = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            message = messages.decode(frame)
-            if isinstance(message, messages.Request):
-                self._answer(message)
-
-    def _answer(self, request: messages.Request) -> None:
-        try:
-            operation = self._ops.get(request.op)
-            if operation is None:
-                raise errors.InvalidRequest(f"a writer knows no operation {request.op!r}")
-            answer = operation(request)
-        except (errors.ShmbrokerError, OSError) as error:
-            self._send(messages.encode_error(request.id, error))
-            return
-        if answer is not None:
-            self._send(messages.encode_reply(request.id, answer))
 
     def _open(self, request: messages.Request) -> Mapping[str, Any]:
         """Opens partitions of the plan; the last such request (no `more`) starts the threads."""
@@ -226,11 +201,6 @@ class Writer:
         self._rings.budget_bytes = request.arg("log_memory_bytes", int)
         return {}
 
-    def _log_file(self, request: messages.Request) -> Mapping[str, Any]:
-        """The broker's log goes on in a new file of that name."""
-        logfile.reopen(request.arg("path", str))
-        return {}
-
     def _status(self, _request: messages.Request) -> Mapping[str, Any]:
         return {
             "partitions": [served.describe() for served in self._keeper.served.values()],
@@ -275,7 +245,7 @@ class Writer:
                 served.close(self._engine, self._rings)
             except (OSError, errors.ShmbrokerError) as error:
                 _log.error("closing failed", partition=served.place.name, reason=str(error))
-        self._send(messages.encode_reply(request.id, {"drained": clean}))
+        self._acceptor.reply(request, {"drained": clean})
         self._loop.stop()
 
     def _wanted(self) -> None:
@@ -284,10 +254,8 @@ class Writer:
 
     def _tell_state(self, served: Served) -> None:
         state = "offline" if served.part is None else served.part.state
-        self._send(
-            messages.encode_event(
-                "partition_state", slot=served.place.slot, state=state, reason=served.reason
-            )
+        self._acceptor.tell(
+            "partition_state", slot=served.place.slot, state=state, reason=served.reason
         )
 
 

@@ -9,6 +9,8 @@ from shmbroker.perf.cases import (
     consume,
     data,
     durable_one,
+    group_checkpoints,
+    groups,
     idle,
     many_partitions,
     recovery,
@@ -37,9 +39,11 @@ ALL: Final[tuple[Case, ...]] = (
     *idle.CASES,
     *stream.CASES,
     *remote_consume.CASES,
+    *group_checkpoints.CASES,
     *many_partitions.CASES,
     *remote_ingress.CASES,
     *remote.CASES,
+    *groups.CASES,
 )
 
 __all__ = ["ALL"]

@@ -73,7 +73,7 @@ def build() -> Path:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if flags.returncode:
-        raise MissingTool("libfuse3's headers", "libfuse3-dev")
+        raise MissingTool("libfuse3's headers", "on Debian: apt-get install libfuse3-dev")
     cache.mkdir(parents=True, exist_ok=True)
     new = cache / f"{program.name}.{os.getpid()}"
     command = [compiler, "-O2", "-o", str(new), str(here / _SOURCES[0]), *flags.stdout.split()]

@@ -1,7 +1,8 @@
 """The results of a run as a file: written after each case, so that a run can go on where it ended.
 
-`results.json` holds what the run is about, the machine, and by device and case every value. It is
-replaced whole (aside, then renamed). A run goes on only with the same devices and effort.
+`results.json` holds what the run is about, the machine, and by device and case every value, of the
+device's own cases and of the systems measured on it. It is replaced whole (aside, then renamed). A
+run goes on only with the same devices and effort.
 """
 
 from __future__ import annotations
@@ -25,6 +26,28 @@ class Unusable(RuntimeError):
 
 
 @dataclass(slots=True)
+class PeerResults:
+    """What is known of one system on a device; `cases` by mode."""
+
+    name: str
+    title: str
+    clients: dict[str, str] = field(default_factory=dict)  # "python", "fastest"
+    modes: list[dict[str, str]] = field(default_factory=list)  # "case", "acks", "words"
+    networked: bool = True
+    stores: bool = True
+    versions: dict[str, str] = field(default_factory=dict)
+    cases: dict[str, list[Row]] = field(default_factory=dict)
+
+    def rows(self) -> list[Row]:
+        """Of all modes, in order."""
+        return [row for rows in self.cases.values() for row in rows]
+
+    def row(self, case: str) -> Row | None:
+        """The one of this name, if it has values."""
+        return next((row for row in self.rows() if row.case == case and row.values), None)
+
+
+@dataclass(slots=True)
 class DeviceResults:
     """What is known of one device."""
 
@@ -34,14 +57,19 @@ class DeviceResults:
     about: dict[str, Any] = field(default_factory=dict)
     line: str = ""
     cases: dict[str, list[Row]] = field(default_factory=dict)
+    peers: list[PeerResults] = field(default_factory=list)
 
     @property
     def title(self) -> str:
         """The name, and "modelled" where it is."""
         return f"{self.name} (modelled)" if self.modelled else self.name
 
+    def peer(self, name: str) -> PeerResults | None:
+        """The system of this name, if it is measured."""
+        return next((peer for peer in self.peers if peer.name == name), None)
+
     def rows(self) -> list[Row]:
-        """Of all cases, in order."""
+        """Of all cases of the device's own, in order."""
         return [row for rows in self.cases.values() for row in rows]
 
     def row(self, case: str) -> Row | None:
@@ -68,13 +96,21 @@ class Results:
         """What must be equal for a run to go on."""
         return [self.effort, [(d.name, d.directory, d.modelled) for d in self.devices]]
 
+    def sections(self) -> list[tuple[str, list[Row]]]:
+        """All rows under the names of what they are about: a device, a system on a device."""
+        found = []
+        for device in self.devices:
+            found.append((device.title, device.rows()))
+            found += [(f"{device.title}: {peer.title}", peer.rows()) for peer in device.peers]
+        return found
+
     def save(self, path: Path) -> None:
         """Replaces the file."""
         content = {"format": FORMAT, "kind": "devices", **dataclasses.asdict(self)}
         for device, found in zip(content["devices"], self.devices, strict=True):
-            device["cases"] = {
-                name: [row.to_json() for row in rows] for name, rows in found.cases.items()
-            }
+            device["cases"] = _cases_json(found.cases)
+            for peer, one in zip(device["peers"], found.peers, strict=True):
+                peer["cases"] = _cases_json(one.cases)
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(f".{os.getpid()}")
         new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -93,9 +129,17 @@ def load(path: Path) -> Results:
         raise Unusable(f"{path}: not the results of `shmbroker perf`: {error!r}") from error
 
 
+def _cases_json(cases: dict[str, list[Row]]) -> dict[str, list[dict[str, Any]]]:
+    return {name: [row.to_json() for row in rows] for name, rows in cases.items()}
+
+
 def _device(found: dict[str, Any]) -> DeviceResults:
-    cases = {name: [_row(row) for row in rows] for name, rows in found.pop("cases").items()}
-    return DeviceResults(**found, cases=cases)
+    peers = [PeerResults(**{**peer, "cases": _cases(peer)}) for peer in found.pop("peers", [])]
+    return DeviceResults(**{**found, "cases": _cases(found)}, peers=peers)
+
+
+def _cases(found: dict[str, Any]) -> dict[str, list[Row]]:
+    return {name: [_row(row) for row in rows] for name, rows in found["cases"].items()}
 
 
 def _row(found: dict[str, Any]) -> Row:
@@ -105,4 +149,4 @@ def _row(found: dict[str, Any]) -> Row:
     return Row(**found, limit=Limit(**limit) if limit else None)
 
 
-__all__ = ["FILE", "DeviceResults", "Results", "Unusable", "load"]
+__all__ = ["FILE", "DeviceResults", "PeerResults", "Results", "Unusable", "load"]

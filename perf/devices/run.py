@@ -8,13 +8,14 @@ there. Results are saved after each case; a run with the same devices, effort an
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,7 +31,13 @@ from shmbroker.perf.devices import fio, workloads
 from shmbroker.perf.devices.description import describe, line
 from shmbroker.perf.devices.effort import Effort
 from shmbroker.perf.devices.model import Hdd, ModelHdd, judge, unmount
+from shmbroker.perf.devices.needs import require_package
 from shmbroker.perf.devices.results import FILE, DeviceResults, Results, Unusable, load
+from shmbroker.perf.peers import run as peers_run
+from shmbroker.perf.peers.effort import EFFORTS
+from shmbroker.perf.peers.effort import Effort as PeersEffort
+from shmbroker.perf.peers.fetching import Cache
+from shmbroker.perf.peers.peer import Peer
 from shmbroker.perf.report import Row
 from shmbroker.perf.running import end, run_case
 
@@ -60,6 +67,25 @@ class Options:
     out: Path
     anew: bool = False
     cases: tuple[Case, ...] | None = None  # None: all
+    devices_too: bool = True  # False: the peers alone
+    peers: tuple[type[Peer], ...] = ()
+    cache: Path = peers_run.CACHE
+
+    @property
+    def chosen_cases(self) -> tuple[Case, ...]:
+        """Of a device's own."""
+        if not self.devices_too:
+            return ()
+        return self.cases or all_cases(self.effort)
+
+    def peers_on(self, device: Device) -> tuple[type[Peer], ...]:
+        """A model is for the device's own rows: what it charges is no system's daily bread."""
+        return () if device.model is not None else self.peers
+
+    @property
+    def peers_effort(self) -> PeersEffort:
+        """Of the same name."""
+        return EFFORTS[self.effort.name]
 
 
 def all_cases(effort: Effort) -> tuple[Case, ...]:
@@ -93,7 +119,7 @@ def begun(options: Options) -> Results:
     if options.anew or not path.exists():
         return new
     old = load(path)
-    if old.finished_s is not None:
+    if old.finished_s is not None and not _lacks(old, options):
         raise Unusable(f"{path} is a finished run: name another place with --out, or --anew")
     if old.key != new.key:
         raise Unusable(
@@ -101,7 +127,17 @@ def begun(options: Options) -> Results:
             "name another place with --out, or --anew"
         )
     old.sessions += 1
+    old.finished_s = None
     return old
+
+
+def _lacks(results: Results, options: Options) -> bool:
+    """Whether something is asked for that the run was not asked for before."""
+    for device, found in zip(options.devices, results.devices, strict=False):
+        peers = {peer.name for peer in options.peers_on(device)} - {p.name for p in found.peers}
+        if peers or any(case.name not in found.cases for case in options.chosen_cases):
+            return True
+    return False
 
 
 def run(options: Options, console: Console) -> Results:
@@ -111,8 +147,10 @@ def run(options: Options, console: Console) -> Results:
     holds the cases that were done.
     """
     results = begun(options)
-    results.versions = machine.versions() | {"fio": fio.version()}
-    cases = options.cases or all_cases(options.effort)
+    if options.peers:
+        require_package("hdrh", "hdrhistogram")  # before hours of measuring, not in their midst
+    cases = options.chosen_cases
+    results.versions |= machine.versions() | ({"fio": fio.version()} if cases else {})
     options.out.mkdir(parents=True, exist_ok=True)
     term_before = signal.signal(signal.SIGTERM, end)
     try:
@@ -124,16 +162,28 @@ def run(options: Options, console: Console) -> Results:
             if not results.machine:
                 results.machine = machine.about(options.out)
                 results.machine_line = machine.line(results.machine)
-            task = progress.add_task("", total=len(options.devices) * len(cases))
+            total = sum(
+                len(cases) + peers_run.steps(options.peers_on(each)) for each in options.devices
+            )
+            task = progress.add_task("", total=total)
+            cache = Cache(options.cache, lambda text: progress.console.print(text, style="dim"))
+
+            def step(what: str, measure: Callable[[], None]) -> None:
+                progress.update(task, description=what)
+                measure()
+                results.save(options.out / FILE)
+                progress.advance(task)
+
             for device, found in zip(options.devices, results.devices, strict=True):
                 with home_on(device) as home:
                     found.about = found.about or describe(home)
                     found.line = line(found.about)
                     for case in cases:
-                        progress.update(task, description=f"{found.title}: {case.name}")
-                        _case(case, home, found, options, progress.console)
-                        results.save(options.out / FILE)
-                        progress.advance(task)
+                        work = functools.partial(_case, case, home, found, options,
+                                                 progress.console)  # fmt: skip
+                        step(f"{found.title}: {case.name}", work)
+                    peers_run.run(found, home, options.peers_on(device), options.peers_effort,
+                                  cache, progress.console, step)  # fmt: skip
         results.finished_s = time.time()
         results.save(options.out / FILE)
         return results
@@ -187,11 +237,17 @@ def sweep(directory: Path) -> None:
 
 def needs(options: Options) -> tuple[float, dict[Path, int]]:
     """Seconds for all devices, and bytes by directory (one device's data at a time)."""
-    cases = options.cases or all_cases(options.effort)
-    largest = max(case.disk_bytes(options.effort.sizes) for case in cases)
-    most = largest + options.effort.margin_bytes
-    seconds = len(options.devices) * options.effort.seconds()
-    return seconds, {device.directory: most for device in options.devices}
+    effort, cases = options.effort, options.chosen_cases
+    seconds = len(options.devices) * effort.seconds() if cases else 0.0
+    own = max((case.disk_bytes(effort.sizes) for case in cases), default=0) + effort.margin_bytes
+    space: dict[Path, int] = {}
+    for device in options.devices:
+        more, nbytes = peers_run.needs(options.peers_on(device), options.peers_effort)
+        seconds += more
+        space[device.directory] = max(own, nbytes, space.get(device.directory, 0))
+    if options.peers:
+        space[options.cache.absolute()] = peers_run.CACHE_BYTES
+    return seconds, space
 
 
 def refuse_when_short(needed: dict[Path, int]) -> None:

@@ -7,6 +7,7 @@
  *   <prefix>-l<N>.<S>.<G>  log ring      writer N             offset index + data; S slot, G generation
  *   <prefix>-i<I>       ingress ring     the client           64 KiB head + data; I ingress id
  *   <prefix>-r<I>       receipts         the writer           64 KiB head + slots of 64 B
+ *   <prefix>-k<K>       checkpoints      the client           2 KiB head + slots of 128 B; of one member of a group
  *
  * Every object but the park words has one writing process; all others map it read-only (invariant 1).
  * All words are native endian (one host). Positions are bytes, exclusive at an end; offsets are record
@@ -25,7 +26,8 @@
 #define SHMB_MAGIC 0x314b4f5242424d48ull /* "HMBBROK1" */
 #define SHMB_LINE 64u
 
-enum shmb_kind { SHMB_KIND_PARK = 1, SHMB_KIND_WRITER, SHMB_KIND_LOG, SHMB_KIND_INGRESS, SHMB_KIND_RECEIPTS };
+enum shmb_kind { SHMB_KIND_PARK = 1, SHMB_KIND_WRITER, SHMB_KIND_LOG, SHMB_KIND_INGRESS, SHMB_KIND_RECEIPTS,
+                 SHMB_KIND_CHECKPOINTS };
 
 /* First in every object. `ready` is stored last, by release: an object without it is rubbish. */
 struct shmb_preamble {
@@ -36,7 +38,7 @@ struct shmb_preamble {
     uint8_t dir_id[16];      /* the data directory's id */
     uint64_t object_bytes;
     shmb_a32 ready;
-    uint32_t owner;          /* writer index, or ingress id */
+    uint32_t owner;          /* writer index, ingress id, or number of the checkpoints */
 };
 _Static_assert(sizeof(struct shmb_preamble) == 64, "preamble is a line");
 
@@ -276,6 +278,62 @@ static inline struct shmb_receipt *shmb_receipt_at(void *receipts, uint64_t slot
 static inline uint64_t shmb_receipts_bytes(uint64_t slots)
 {
     return shmb_align_up(SHMB_PAGE + slots * sizeof(struct shmb_receipt), SHMB_PAGE);
+}
+
+/* ---- checkpoints ------------------------------------------------------------------------------ */
+/* Of one member of a consumer group: a slot for each partition that it has. The acceptor makes the object and
+ * fills the head's line 2 and names; then it is the client's, and the acceptor reads (checkpoint.h). Head and
+ * slots share their pages: a member with less than 500 partitions takes one. */
+#define SHMB_CHECKPOINT_NAMES_MAX 1856u /* group (249 characters) and member id (64), UTF-8 */
+
+struct shmb_checkpoints_head {
+    struct shmb_preamble preamble;
+    /* line 1: the client's, at each checkpoint */
+    shmb_a64 changes;             /* one more behind each store: whoever saw it need not look at the slots */
+    uint8_t fill1[56];
+    /* line 2: the acceptor's, before `ready` */
+    uint64_t client;              /* the attached client's number */
+    uint32_t slots;
+    uint32_t group_bytes;         /* of the names: the group's, then the member id */
+    uint32_t member_bytes;
+    uint8_t fill2[44];
+    uint8_t names[SHMB_CHECKPOINT_NAMES_MAX];
+};
+_Static_assert(offsetof(struct shmb_checkpoints_head, changes) == 64, "changes has its own line");
+_Static_assert(offsetof(struct shmb_checkpoints_head, names) == 192, "names follow line 2");
+_Static_assert(sizeof(struct shmb_checkpoints_head) == 2048, "head of checkpoints");
+
+struct shmb_checkpoint_pair {     /* what belongs together, and is true of every offset stored in it */
+    shmb_a64 offset;              /* the next to be read: the word that a checkpoint stores */
+    uint64_t member_epoch;        /* since which the member has the partition */
+    uint8_t topic_id[16];
+    uint32_t partition;
+    int32_t leader_epoch;         /* of the record before; -1: not known */
+};
+_Static_assert(sizeof(struct shmb_checkpoint_pair) == 40, "pair");
+
+struct shmb_checkpoint {          /* two lines, a pair in each; turn & 1 says which counts */
+    struct shmb_checkpoint_pair even;
+    shmb_a64 turn;                /* 0: never used */
+    uint8_t fill0[16];
+    struct shmb_checkpoint_pair odd;
+    uint8_t fill1[24];
+};
+_Static_assert(sizeof(struct shmb_checkpoint) == 128, "checkpoint is two lines");
+_Static_assert(offsetof(struct shmb_checkpoint, odd) == 64, "each pair lies in a line of its own");
+
+static inline struct shmb_checkpoint *shmb_checkpoint_at(void *object, uint32_t slot)
+{
+    return (struct shmb_checkpoint *)((uint8_t *)object + sizeof(struct shmb_checkpoints_head)) + slot;
+}
+static inline uint64_t shmb_checkpoints_bytes(uint32_t slots)
+{
+    return shmb_align_up(sizeof(struct shmb_checkpoints_head) + (uint64_t)slots * sizeof(struct shmb_checkpoint),
+                         SHMB_PAGE);
+}
+static inline uint32_t shmb_checkpoints_room(uint64_t object_bytes)
+{
+    return (uint32_t)((object_bytes - sizeof(struct shmb_checkpoints_head)) / sizeof(struct shmb_checkpoint));
 }
 
 #endif

@@ -3,6 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from shmbroker._core.batch cimport shmb_record_cursor
+from shmbroker._core.checkpoint cimport Checkpoints, Kept
 from shmbroker._core.columns cimport ArrowArray, ArrowSchema
 
 
@@ -158,7 +159,7 @@ cdef struct Span:                      # whole batches, one behind the other
     size_t skipped                     # bytes in front of them that are older than asked for
     int64_t next_offset                # one past the last record
     int64_t records                    # that the headers promise, control batches left out
-    int32_t leader_epoch               # of the last batch; -1: none
+    int32_t leader_epoch               # of all of them; -1: none
     int compressed                     # not 0: one of them is
 
 
@@ -167,7 +168,7 @@ cdef class RecordBatch:
     cdef readonly int32_t partition
     cdef readonly int64_t base_offset  # of the first record handed out, inclusive
     cdef readonly int64_t next_offset  # one past the last
-    cdef readonly int32_t leader_epoch  # of the last Kafka batch in it
+    cdef readonly int32_t leader_epoch  # of every Kafka batch in it
     cdef bytes _raw                    # whole Kafka batches, verified
     cdef Py_ssize_t _begin             # where they begin in it
     cdef Py_ssize_t _end               # and end
@@ -237,12 +238,19 @@ cdef class RecordStream:
     cdef public size_t _most           # bytes of a fetch
     cdef public int64_t _spin_ns       # before it parks
     cdef public bint _closed_while_inside  # so that an iteration ends instead of raising
+    # What a group member's position becomes in shared memory (checkpoint.pyx)
+    cdef public Checkpoints _checkpoints  # None: nothing does
+    cdef public bint _stores_itself    # each position that was asked past
+    cdef Kept _kept                    # of the partition that `_records` are of; None: none
+    cdef Kept _out                     # of what was handed out last
+    cdef int64_t _out_offset           # behind it; -1: it was asked past
 
     cdef int _enter(self) except -1
     cdef int _leave(self) except -1
     cdef object _one(self, int64_t deadline_ns)
     cdef bint _buffered(self)
     cdef object _pop(self)
+    cdef int _hand_out_to(self, Kept kept, int64_t offset) except -1
     cdef int _describe(self, shmb_watch *watches, shmb_a32 **words) except -1
     cdef bint _sleep(self, int64_t deadline_ns) except -1
     cdef int _wake(self) except -1

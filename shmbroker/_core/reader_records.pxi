@@ -8,7 +8,8 @@ cdef void walk(const uint8_t *p, size_t room, int64_t offset, int64_t end, size_
     """Measures the batches at `p` that follow each other from the one with `offset` on, as far as
     they end below offset `end`, within `room` bytes, and in `most` bytes unless the first is larger.
     Anything that is not the next batch ends the span: nothing is trusted, since a ring may be
-    overwritten meanwhile (the caller looks afterwards)."""
+    overwritten meanwhile (the caller looks afterwards). Another leader epoch ends it too, so that a
+    record's is its stretch's (a checkpoint stores both)."""
     cdef size_t at = 0, size
     cdef int64_t base, last, next_offset = offset
     cdef int32_t delta, count
@@ -30,6 +31,8 @@ cdef void walk(const uint8_t *p, size_t room, int64_t offset, int64_t end, size_
             break
         last = base + delta
         if last >= end or last < next_offset:
+            break
+        if at and shmb_batch_leader_epoch(p + at) != span.leader_epoch:
             break
         at += size
         next_offset = last + 1
@@ -69,6 +72,8 @@ cdef int check(const uint8_t *p, size_t n, int64_t offset, int64_t end, Span *sp
                 break
             span.skipped += size
         else:
+            if span.size and shmb_batch_leader_epoch(p + at) != span.leader_epoch:
+                break  # as in `walk`
             span.size += size
             next_offset = last + 1
             span.leader_epoch = shmb_batch_leader_epoch(p + at)

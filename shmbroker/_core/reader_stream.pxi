@@ -70,6 +70,7 @@ cdef class RecordStream:
         self._lock = Lock()
         self._all = []
         self._readers = []
+        self._out_offset = -1
 
     def _check(self):
         """ForkedError in a forked child, ClosedError after close()."""
@@ -135,6 +136,7 @@ cdef class RecordStream:
         self._enter()
         try:
             self._ask()
+            self._unbuffer()
             batch = self._quick(deadline_ns)
             return self._slow(deadline_ns) if batch is None else batch
         finally:
@@ -145,6 +147,7 @@ cdef class RecordStream:
             self._enter()
             try:
                 self._ask()
+                self._unbuffer()
                 found = self._quick(deadline_ns)
                 if found is None:
                     found = self._slow(deadline_ns)
@@ -165,12 +168,89 @@ cdef class RecordStream:
     cdef object _pop(self):
         record = self._records[self._at]
         self._at += 1
+        if self._kept is not None:
+            self._hand_out_to(self._kept, (<Record>record).offset + 1)
         return record
 
     def _buffer(self, RecordBatch batch not None):
         """These records come next."""
         self._records = batch._fill(RECORDS)
         self._at = 0
+        if self._checkpoints is not None:
+            self._kept = self._checkpoints.note(batch.topic, batch.partition, batch.base_offset,
+                                                batch.leader_epoch)
+
+    def _ask(self):
+        """Whoever asks for more is done with what was handed out before: that is stored now."""
+        if self._out_offset >= 0:
+            self._out._put(self._out_offset)
+            self._out_offset = -1
+
+    def _hand_out(self, RecordBatch batch not None):
+        """This batch is what the user gets, whole."""
+        cdef Kept kept
+        if self._checkpoints is None:
+            return
+        kept = self._checkpoints.note(batch.topic, batch.partition, batch.base_offset,
+                                                batch.leader_epoch)
+        self._kept = None
+        if kept is not None:
+            self._hand_out_to(kept, batch.next_offset)
+
+    def _track(self):
+        """There are checkpoints from now on, in the middle of reading: what is buffered is known to them,
+        and what was handed out before."""
+        cdef PartitionReader reader
+        cdef Record record
+        cdef Kept kept
+        for reader in self._all:
+            kept = self._checkpoints.note(reader.topic, reader.partition, reader.position, -1)
+            if kept is not None:
+                kept.handed = reader.position
+        if self._records is None or PyList_GET_SIZE(self._records) == 0:
+            return
+        record = self._records[0]
+        for reader in self._all:
+            if reader.partition != record.partition or reader.topic != record.topic:
+                continue
+            kept = self._checkpoints.note(reader.topic, reader.partition, record.offset,
+                                          reader.leader_epoch)
+            if kept is not None:
+                self._kept = kept
+                kept.handed = record.offset
+                if self._at:
+                    record = self._records[self._at - 1]
+                    kept.handed = record.offset + 1
+
+    def _store_record(self, what):
+        """Stores what is behind a Record as its partition's checkpoint; False: it is something else, or
+        the member has not its partition."""
+        cdef Record record
+        cdef Kept kept
+        if self._checkpoints is None or type(what) is not Record:
+            return False
+        record = what
+        kept = self._checkpoints._find(record.topic, record.partition)
+        return kept is not None and kept._put(record.offset + 1) == 1
+
+    def _sought(self, list readers):
+        """These are read from elsewhere: what was handed out of them is not stored by itself."""
+        cdef PartitionReader reader
+        cdef Kept kept
+        if self._checkpoints is None:
+            return
+        for reader in readers:
+            kept = self._checkpoints.sought(reader.topic, reader.partition)
+            if kept is not None and kept is self._out:
+                self._out_offset = -1
+
+    cdef int _hand_out_to(self, Kept kept, int64_t offset) except -1:
+        if self._out_offset >= 0:
+            self._out._put(self._out_offset)
+        kept.handed = offset
+        if self._stores_itself:
+            self._out, self._out_offset = kept, offset
+        return 0
 
     @property
     def _next_buffered(self):
@@ -196,10 +276,7 @@ cdef class RecordStream:
                 if reader.partition == record.partition and reader.topic == record.topic:
                     reader.seek(record.offset)
         self._records = None
-
-    def _ask(self):
-        """More is asked for: what was handed out is done with."""
-        self._unbuffer()
+        self._kept = None
 
     def _slow(self, deadline_ns):
         raise NotImplementedError
@@ -292,6 +369,7 @@ cdef class RecordStream:
             self._closed_while_inside = True
         self._stop.set(STOPPED)
         self._records = None
+        self._out_offset = -1  # nobody asked past it
         self._wake()
 
     cdef int _wake(self) except -1:

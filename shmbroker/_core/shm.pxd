@@ -27,6 +27,8 @@ cdef extern from "layout.h" nogil:
         SHMB_KIND_LOG
         SHMB_KIND_INGRESS
         SHMB_KIND_RECEIPTS
+        SHMB_KIND_CHECKPOINTS
+        SHMB_CHECKPOINT_NAMES_MAX  # bytes of a group's name and a member id
 
     struct shmb_preamble:
         uint32_t kind
@@ -34,7 +36,7 @@ cdef extern from "layout.h" nogil:
         uint8_t dir_id[16]
         uint64_t object_bytes
         shmb_a32 ready           # stored last; without it the object is rubbish
-        uint32_t owner           # writer index, or ingress id
+        uint32_t owner           # writer index, ingress id, or number of the checkpoints
 
     enum:
         SHMB_STATE_FREE
@@ -105,10 +107,19 @@ cdef extern from "layout.h" nogil:
         shmb_a32 detached        # error code; 0: attached
         uint64_t slots
 
+    struct shmb_checkpoints_head:
+        uint64_t client          # the attached client's number
+        uint32_t slots
+        uint32_t group_bytes
+        uint32_t member_bytes
+        uint8_t *names           # the group's, then the member id
+
     shmb_slot *shmb_table_slot(void *table, uint32_t slot)
     uint64_t shmb_table_bytes(uint32_t slots)
     uint64_t shmb_log_bytes(uint64_t capacity)
     uint64_t shmb_receipts_bytes(uint64_t slots)
+    uint64_t shmb_checkpoints_bytes(uint32_t slots)
+    uint32_t shmb_checkpoints_room(uint64_t object_bytes)
     uint64_t shmb_align_up(uint64_t n, uint64_t unit)
 
 
@@ -131,7 +142,7 @@ cdef extern from "shm.h" nogil:
 cdef class ShmObject:
     cdef readonly str name           # "/shmb-…", as POSIX names it
     cdef readonly int kind           # KIND_*
-    cdef readonly int owner          # writer index, or ingress id
+    cdef readonly int owner          # writer index, ingress id, or number of the checkpoints
     cdef readonly unsigned long long bytes
     cdef int _fd                     # -1 once closed
 

@@ -11,6 +11,7 @@ KIND_WRITER: Final[int]
 KIND_LOG: Final[int]
 KIND_INGRESS: Final[int]
 KIND_RECEIPTS: Final[int]
+KIND_CHECKPOINTS: Final[int]
 STATES: Final[tuple[str, ...]]
 BLOCKS: Final[tuple[str, ...]]
 
@@ -43,6 +44,8 @@ def log_bytes(capacity: int) -> int: ...
 def receipts_bytes(slots: int) -> int: ...
 def ingress_bytes(capacity: int) -> int: ...
 def table_bytes(slots: int) -> int: ...
+def checkpoints_bytes(slots: int) -> int: ...
+def checkpoints_slots(size: int) -> int: ...
 def free_bytes() -> int: ...
 def create(
     name: str,
@@ -55,6 +58,9 @@ def create(
     slots: int = 0,
     capacity: int = 0,
     client_pid: int = 0,
+    client: int = 0,
+    group: str = "",
+    member: str = "",
 ) -> ShmObject: ...
 def open_existing(
     name: str, kind: int, boot_id: bytes, dir_id: bytes, *, writable: bool = False

@@ -14,7 +14,7 @@ import os
 
 import posix_ipc
 
-from libc.string cimport memcmp
+from libc.string cimport memcpy
 from posix.mman cimport munmap
 
 from shmbroker import errors
@@ -30,11 +30,13 @@ KIND_WRITER = int(SHMB_KIND_WRITER)
 KIND_LOG = int(SHMB_KIND_LOG)
 KIND_INGRESS = int(SHMB_KIND_INGRESS)
 KIND_RECEIPTS = int(SHMB_KIND_RECEIPTS)
+KIND_CHECKPOINTS = int(SHMB_KIND_CHECKPOINTS)
 
 STATES = ("free", "opening", "online", "no_space", "readonly", "offline", "closed")
 BLOCKS = ("none", "ring_full", "no_ring", "segment", "opening")
 _KIND_NAMES = {KIND_PARK: "park words", KIND_WRITER: "writer table", KIND_LOG: "log ring",
-               KIND_INGRESS: "ingress ring", KIND_RECEIPTS: "receipts"}
+               KIND_INGRESS: "ingress ring", KIND_RECEIPTS: "receipts",
+               KIND_CHECKPOINTS: "checkpoints"}
 _STRANGERS = {int(SHMB_NOT_READY): "was never finished",
               int(SHMB_OTHER_FORMAT): "has another format",
               int(SHMB_OTHER_KIND): "is of another kind",
@@ -62,6 +64,16 @@ def ingress_bytes(unsigned long long capacity):
 def table_bytes(unsigned int slots):
     """Bytes of a writer table of `slots` partitions."""
     return shmb_table_bytes(slots)
+
+
+def checkpoints_bytes(unsigned int slots):
+    """Bytes of an object for the checkpoints of `slots` partitions."""
+    return shmb_checkpoints_bytes(slots)
+
+
+def checkpoints_slots(unsigned long long size):
+    """How many slots an object for checkpoints of `size` bytes has."""
+    return shmb_checkpoints_room(size)
 
 
 cdef class ShmObject:
@@ -101,11 +113,13 @@ def free_bytes():
 
 
 def create(str name, int kind, int owner, unsigned long long size, bytes boot_id, bytes dir_id, *,
-           int slots=0, unsigned long long capacity=0, long client_pid=0):
+           int slots=0, unsigned long long capacity=0, long client_pid=0, int client=0,
+           str group="", str member=""):
     """Makes an object, zeroed and with every byte reserved; FileExistsError when the name is taken.
 
     `size` in bytes; `slots` goes into the head of a writer table or of receipts, `capacity` (bytes)
-    and `client_pid` into that of an ingress ring. Raises MemoryBudget when /dev/shm has no room:
+    and `client_pid` into that of an ingress ring, `client` and the names into that of checkpoints,
+    which have all the slots that there is room for. Raises MemoryBudget when /dev/shm has no room:
     nothing is left behind, and it may be tried again once there is.
     """
     cdef void *at
@@ -136,6 +150,9 @@ def create(str name, int kind, int owner, unsigned long long size, bytes boot_id
             (<shmb_ingress_head *>at).client_pid = client_pid
         elif kind == SHMB_KIND_RECEIPTS:
             (<shmb_receipts_head *>at).slots = slots
+        elif kind == SHMB_KIND_CHECKPOINTS:
+            _name_checkpoints(<shmb_checkpoints_head *>at, size, client, group.encode(),
+                              member.encode())
         shmb_preamble_write(at, kind, owner, size, boot_id, dir_id)
         munmap(at, SHMB_PAGE)
     except BaseException:
@@ -143,6 +160,19 @@ def create(str name, int kind, int owner, unsigned long long size, bytes boot_id
         unlink(name)
         raise
     return ShmObject(name, fd, kind, owner, size)
+
+
+cdef int _name_checkpoints(shmb_checkpoints_head *head, uint64_t size, int client, bytes group,
+                           bytes member) except -1:
+    cdef bytes names = group + member
+    if len(names) > SHMB_CHECKPOINT_NAMES_MAX:
+        raise ValueError(f"{len(names)} bytes of names; at most {int(SHMB_CHECKPOINT_NAMES_MAX)}")
+    head.client = client
+    head.slots = shmb_checkpoints_room(size)
+    head.group_bytes = <uint32_t>len(group)
+    head.member_bytes = <uint32_t>len(member)
+    memcpy(head.names, <const char *>names, len(names))
+    return 0
 
 
 def _no_room(str what, size):
@@ -199,7 +229,7 @@ def list_prefix(str prefix):
 cdef int _kind_of(str name, str prefix):
     letter = name[len(prefix) + 1:len(prefix) + 2]
     return {"p": KIND_PARK, "w": KIND_WRITER, "l": KIND_LOG, "i": KIND_INGRESS,
-            "r": KIND_RECEIPTS}.get(letter, 0)
+            "r": KIND_RECEIPTS, "k": KIND_CHECKPOINTS}.get(letter, 0)
 
 
 def list_ours(str prefix, bytes boot_id, bytes dir_id):

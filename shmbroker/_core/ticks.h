@@ -16,14 +16,33 @@ static inline uint64_t shmb_ticks(void)
     return t;
 #endif
 }
+/* Both clocks at one moment: between two looks at the one that are close together, as they are not when
+ * the thread was put off the core there. Returns the one, and the other in *ticks. */
+#define SHMB_LOOKS 100
+static inline int64_t shmb_ticks_moment(uint64_t *ticks)
+{
+    int64_t at_ns = 0, best_ns = INT64_MAX;
+    for (int i = 0; i < SHMB_LOOKS && best_ns > 1000; i++) {
+        int64_t before_ns = shmb_now_ns();
+        uint64_t found = shmb_ticks();
+        int64_t after_ns = shmb_now_ns();
+        if (after_ns - before_ns < best_ns) {
+            best_ns = after_ns - before_ns;
+            at_ns = before_ns + best_ns / 2;
+            *ticks = found;
+        }
+    }
+    return at_ns;
+}
 static __attribute__((unused)) void shmb_ticks_calibrate(void)
 {
 #if defined(__x86_64__)
-    int64_t from_ns = shmb_now_ns();
-    uint64_t from = shmb_ticks();
+    uint64_t from = 0, to = 0;
+    int64_t from_ns = shmb_ticks_moment(&from);
     while (shmb_now_ns() - from_ns < 200000)
         shmb_relax();
-    shmb_ticks_per_us = (shmb_ticks() - from) * 1000 / (uint64_t)(shmb_now_ns() - from_ns);
+    int64_t to_ns = shmb_ticks_moment(&to);
+    shmb_ticks_per_us = (to - from) * 1000 / (uint64_t)(to_ns - from_ns);
 #else
     uint64_t hz;
     __asm__ __volatile__("mrs %0, cntfrq_el0" : "=r"(hz));

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from shmbroker.cli.line_blocks import one_byte
 from shmbroker.cli.options import DataDir, Instance, TopicName, connect
+from shmbroker.cli.places import place_of
 
 if TYPE_CHECKING:
     from shmbroker._core.batch import Record
@@ -21,14 +21,25 @@ _ATTACH_S = 5.0
 def consume(
     topic: TopicName,
     start: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--from",
             metavar="WHERE",
             help="earliest, latest, an offset (of one partition), -N (N records before each end), "
-            "or a time like 2026-01-31T12:00, local unless it names its zone.",
+            "or a time like 2026-01-31T12:00, local unless it names its zone; else latest, and "
+            "where a group has committed nothing, earliest.",
+            show_default=False,
         ),
-    ] = "latest",
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            "--group",
+            "-g",
+            help="Read as a member of this group, and commit what was printed; else for oneself.",
+            show_default=False,
+        ),
+    ] = None,
     to: Annotated[
         str | None,
         typer.Option("--to", metavar="WHERE", help="Stop before this offset or time, else never."),
@@ -78,15 +89,32 @@ def consume(
     Values are printed as they are, tombstones as empty lines; where values may hold line ends, use
     --delimiter '\0' or --format json, which `shmbroker produce --format json` takes back.
 
+    With --group, members share the topic's partitions; what was
+    not committed when one died is printed again by another.
+
     Example: shmbroker consume ticks --from earliest --exit-at-end --format '{key} {value}'
     """  # fmt: skip
     from shmbroker.cli.consuming import Consuming
 
-    begin, stop = _place(start, "--from"), None if to is None else _place(to, "--to")
+    if group is not None:
+        _check_group(start, to, partition, exit_at_end)
+    start = start or ("latest" if group is None else "earliest")
+    begin = place_of(start, "--from", words=("earliest", "latest"))
+    stop = None if to is None else place_of(to, "--to", below_end=False)
     line, ends = _line_maker(form), _delimiter(delimiter)
     attach_s = _ATTACH_S if timeout is None else min(timeout, _ATTACH_S)
     client = connect(instance, data_dir, attach_s)
     try:
+        if group is not None:
+            first: Any = begin
+            with client.consumer(
+                topic,
+                group=group,
+                start=first,
+                isolation=isolation,
+            ) as member:
+                Consuming(member, line, ends, most=most, silence_s=timeout).run_and_commit(member)
+            return
         only = _partitions(len(client.describe_topic(topic).partitions), partition, start, to)
         with client.consumer(
             topic, partitions=only, start="latest", isolation=isolation
@@ -97,6 +125,20 @@ def consume(
             run.run()
     finally:
         client.close()
+
+
+def _check_group(start: str | None, to: str | None, partition: int | None, at_end: bool) -> None:
+    """A group says itself what its members read, and from where on."""
+    given = (("--to", to), ("--partition", partition), ("--exit-at-end", at_end or None))
+    for option, value in given:
+        if value is not None:
+            raise typer.BadParameter("not for a member of a group", param_hint=option)
+    if start is not None and re.fullmatch(r"-?[0-9]+", start):
+        raise typer.BadParameter(
+            "a group begins where it has committed, else at earliest, latest or a time; move it "
+            "with: shmbroker group reset",
+            param_hint="--from",
+        )
 
 
 def _partitions(count: int, partition: int | None, start: str, to: str | None) -> list[int] | None:
@@ -110,22 +152,6 @@ def _partitions(count: int, partition: int | None, start: str, to: str | None) -
                 param_hint=option,
             )
     return None
-
-
-def _place(text: str, option: str) -> str | int | datetime:
-    """A word, an offset, a number from the end (below 0), or a time with its zone."""
-    if option == "--from" and text in ("earliest", "latest"):
-        return text
-    if re.fullmatch(r"[0-9]{1,18}" if option == "--to" else r"-?[0-9]{1,18}", text, re.ASCII):
-        return "latest" if text.startswith("-") and int(text) == 0 else int(text)
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        words = "earliest, latest, an offset, -N" if option == "--from" else "an offset"
-        raise typer.BadParameter(
-            f"{text!r}; allowed: {words}, or a time like 2026-01-31T12:00", param_hint=option
-        ) from None
-    return at if at.tzinfo is not None else at.astimezone()
 
 
 def _line_maker(form: str) -> Callable[[Record], bytes] | None:

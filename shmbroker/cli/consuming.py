@@ -15,14 +15,18 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from shmbroker import errors
+from shmbroker.cli.options import complain
+from shmbroker.client.metadata import TopicPartition
 
 if TYPE_CHECKING:
     from shmbroker._core.batch import Record
     from shmbroker._core.reader import RecordBatch
     from shmbroker.client.consumer import Consumer
+    from shmbroker.client.group_consumer import GroupConsumer
 
 _LOOK_EVERY_S: Final = 0.5
 _NOWHERE: Final = 1 << 62
+_COMMIT_EVERY_S: Final = 1.0
 
 Line = Callable[["Record"], bytes]
 
@@ -46,6 +50,8 @@ class Consuming:
         self._ends: dict[int, int] | None = None  # by partition, exclusive; reached ones are out
         self._stop_ms: int | None = None  # a time that no record has reached yet
         self._out = sys.stdout.buffer
+        self._printed: dict[TopicPartition, int] | None = None  # to be committed: next offsets
+        self._committed_s = 0.0
         self._closed = select.poll()
         self._closed.register(self._out.fileno(), 0)  # errors only
 
@@ -107,6 +113,26 @@ class Consuming:
             if self._silent(quiet_since) and self._ends != {}:
                 raise errors.TimedOut(f"no record for {self._silence_s:g} s")
 
+    def run_and_commit(self, member: GroupConsumer) -> None:
+        """As `run`, of a group's member (the consumer): what was printed is committed, every second
+        and at the end."""
+        self._printed, self._commit = {}, member.commit
+        try:
+            self.run()
+        finally:
+            self._commit_printed()
+
+    def _commit_printed(self) -> None:
+        self._committed_s = time.monotonic()
+        here = set(self._consumer.assignment())
+        done = {p: n for p, n in (self._printed or {}).items() if p in here}
+        self._printed = {}
+        if done:
+            try:
+                self._commit(done)
+            except (errors.UnknownMember, errors.FencedMemberEpoch, errors.StaleMemberEpoch):
+                complain("shmbroker: the group has gone on without us; some lines come again")
+
     def _wait_s(self, quiet_since: float) -> float:
         if self._silence_s is None:
             return _LOOK_EVERY_S
@@ -131,8 +157,18 @@ class Consuming:
             self._out.flush()
             if self._left is not None:
                 self._left -= count
+            if self._printed is not None:
+                self._note(batch, count)
         if self._ends is not None and batch.next_offset >= self._ends.get(batch.partition, 0):
             self._reached(batch.partition)
+
+    def _note(self, batch: RecordBatch, count: int) -> None:
+        assert self._printed is not None
+        whole = count == len(batch)
+        after = batch.next_offset if whole else batch.offsets()[count - 1] + 1
+        self._printed[TopicPartition(batch.topic, batch.partition)] = after
+        if time.monotonic() - self._committed_s > _COMMIT_EVERY_S:
+            self._commit_printed()
 
     def _wanted(self, batch: RecordBatch) -> int:
         """How many of its records, from the first, stand before the end."""

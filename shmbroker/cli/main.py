@@ -102,6 +102,7 @@ def _register() -> None:
         consume,
         demo,
         doctor,
+        group,
         keys,
         log,
         perf,
@@ -117,6 +118,7 @@ def _register() -> None:
     app.add_typer(topic.app, name="topic")
     app.command("produce")(produce.produce)
     app.command("consume")(consume.consume)
+    app.add_typer(group.app, name="group")
     app.add_typer(log.app, name="log")
     app.command("backup")(backup.backup)
     app.command("restore")(backup.restore)

@@ -57,6 +57,15 @@ def complain(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def ask(question: str, yes: bool) -> None:
+    """Goes on if `yes`, or if somebody at the terminal says so."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("nobody to ask: standard input is no terminal; use --yes")
+    typer.confirm(question, abort=True, err=True)
+
+
 def complete_topic(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of topics for the shell; none where no broker answers, and never a word or a wait."""
     given = ctx.params

@@ -37,7 +37,26 @@ def perf(
             help="A modelled rotating disk (FUSE): 150 MB/s, 8 ms a seek, 8.3 ms to be durable.",
         ),
     ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Under 3 minutes.")] = False,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers", help="Other systems too (Kafka, Redis, …): fetched, started, stopped."
+        ),
+    ] = False,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option("--peer", help="Only this system, any number of times.", metavar="NAME"),
+    ] = None,
+    no_devices: Annotated[
+        bool, typer.Option("--no-devices", help="The systems alone, not the devices' own rows.")
+    ] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", help="What is fetched for them (build/peers).", metavar="DIR"),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small rounds: devices under 3 minutes.")
+    ] = False,
     full: Annotated[
         bool, typer.Option("--full", help="Large rounds; says the time and space it needs.")
     ] = False,
@@ -48,10 +67,11 @@ def perf(
 ) -> None:
     """Measure storage devices: what they are, their raw limits, the broker's share of these.
 
-    Needs fio; --model-hdd also gcc, pkg-config, libfuse3-dev and fuse3. A run that was interrupted
+    Needs fio; --model-hdd also gcc, pkg-config, libfuse3-dev and fuse3. With --peers, other systems
+    on the same devices, in the same report; Kafka needs java and mvn. A run that was interrupted
     goes on when the same command is given again. Ends with a page: report.html in --out.
 
-    Example: shmbroker perf --ssd /srv/ssd --model-hdd --quick
+    Example: shmbroker perf --ssd /srv/ssd --model-hdd --peers --quick
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -62,8 +82,21 @@ def perf(
     chosen = effort.QUICK if quick else effort.FULL if full else effort.ORDINARY
     devices = _devices(hdd, ssd, device or [], model_hdd, out)
     from shmbroker.perf.devices.run import Options
+    from shmbroker.perf.peers import registry
+    from shmbroker.perf.peers.run import CACHE
 
-    _run(Options(devices, chosen, out.absolute(), anew))
+    if no_devices and not (peers or peer):
+        raise typer.BadParameter("--no-devices leaves nothing to measure without --peers")
+    try:
+        systems = registry.chosen(peer or []) if peers or peer else ()
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--peer") from None
+    if no_devices and all(device.model is not None for device in devices):
+        raise typer.BadParameter("the peers are measured on a real device: name one with --ssd DIR")
+    _run(
+        Options(devices, chosen, out.absolute(), anew, devices_too=not no_devices, peers=systems,
+                cache=(cache or CACHE).absolute())
+    )  # fmt: skip
 
 
 def _devices(
@@ -104,7 +137,7 @@ def _run(options: Options) -> None:
         seconds, space = run.needs(options)
         for directory, nbytes in space.items():
             complain(f"{directory}: up to {nbytes / 1e9:.1f} GB, all of it given back")
-        complain(f"about {seconds / 60:.0f} minutes at most where disks are slow")
+        complain(f"about {seconds / 60:.0f} minutes at most, where disks and systems are slow")
         run.refuse_when_short(space)
         results = run.run(options, Console(stderr=True))
     except (BadModel, MissingTool, FioFailed, Unusable) as error:
@@ -116,7 +149,7 @@ def _run(options: Options) -> None:
     path = page.write(results, options.out)
     complain(f"results in {options.out / FILE}")
     print(path)
-    if not all(row.values for each in results.devices for row in each.rows()):
+    if not all(row.values for _, rows in results.sections() for row in rows):
         complain("not all cases have a result: see the notes in the report")
         raise typer.Exit(1)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
 
-from shmbroker.cli.options import DataDir, Instance, Json, Timeout, TopicName, connect
+from shmbroker.cli.options import DataDir, Instance, Json, Timeout, TopicName, ask, connect
+from shmbroker.cli.tables import print_json, print_table
 
 app = typer.Typer(help="Make, list, describe, alter, trim and delete topics.", no_args_is_help=True)
 
@@ -64,7 +64,7 @@ def list_(
         client.close()
     for name, topic in sorted(topics.items()):
         if json:
-            _print_json({"name": name, "id": topic.id, "partitions": len(topic.partitions)})
+            print_json({"name": name, "id": topic.id, "partitions": len(topic.partitions)})
         else:
             print(f"{name}\t{_count(len(topic.partitions))}")
 
@@ -95,13 +95,13 @@ def describe(
         for p in topic.partitions
     ]
     if json:
-        _print_json({"name": topic.name, "id": topic.id, "config": dict(topic.config),
+        print_json({"name": topic.name, "id": topic.id, "config": dict(topic.config),
                      "partitions": partitions})  # fmt: skip
         return
     print(f"topic {topic.name} (id {topic.id}), {_count(len(partitions))}")
     for key, value in topic.config.items():
         print(f"  {key} = {value}{_in_words(key, value)}")
-    _print_table(
+    print_table(
         ["partition", "writer", "start", "durable below", "end", "state"],
         [
             [p["partition"], p["writer"], *(p[field] for field in fields[:3]),
@@ -185,7 +185,7 @@ def trim(
             f"{before!r} is neither an offset nor latest", param_hint="--before"
         )
     where = "every partition" if not partition else f"partition {', '.join(map(str, partition))}"
-    _ask(f"delete the records below {before} of topic {name!r}, {where}?", yes)
+    ask(f"delete the records below {before} of topic {name!r}, {where}?", yes)
     client = connect(instance, data_dir, timeout)
     try:
         numbers = partition or [p.partition for p in client.describe_topic(name).partitions]
@@ -196,7 +196,7 @@ def trim(
         client.close()
     for number, start in sorted(starts.items()):
         if json:
-            _print_json({"topic": name, "partition": number, "log_start_offset": start})
+            print_json({"topic": name, "partition": number, "log_start_offset": start})
         else:
             print(f"{name}-{number} starts at offset {start}")
 
@@ -213,7 +213,7 @@ def delete(
 
     Example: shmbroker topic delete ticks --yes
     """
-    _ask(f"delete topic {name!r} with all its records?", yes)
+    ask(f"delete topic {name!r} with all its records?", yes)
     client = connect(instance, data_dir, timeout)
     try:
         client.delete_topic(name)
@@ -232,14 +232,6 @@ def _settings(given: list[str] | None) -> dict[str, Any]:
     return settings
 
 
-def _ask(question: str, yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise typer.BadParameter("nobody to ask: standard input is no terminal; use --yes")
-    typer.confirm(question, abort=True, err=True)
-
-
 def _in_words(key: str, value: Any) -> str:
     """ " (7d)" where a person would write the number so."""
     from shmbroker.topic_settings import TOPIC_RULES
@@ -250,21 +242,5 @@ def _in_words(key: str, value: Any) -> str:
     return f" ({words})" if words != str(value) else ""
 
 
-def _print_table(titles: list[str], rows: list[list[Any]]) -> None:
-    """Numbers under their titles; the last column is words, as long as they are."""
-    lines = [titles, *([str(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for *numbers, words in lines:
-        aligned = [n.rjust(width) for n, width in zip(numbers, widths, strict=False)]
-        print("  ".join(["", *aligned, words]))
-
-
 def _count(partitions: int) -> str:
     return f"{partitions} partition" + ("" if partitions == 1 else "s")
-
-
-def _print_json(value: Any) -> None:
-    import orjson
-
-    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
-    sys.stdout.buffer.flush()

@@ -4,6 +4,8 @@ from shmbroker._core.batch import Record
 from shmbroker._core.reader import RecordBatch
 from shmbroker.client.client import Client, connect
 from shmbroker.client.consumer import Consumer
+from shmbroker.client.group_admin import GroupInfo, GroupListing
+from shmbroker.client.group_consumer import GroupConsumer
 from shmbroker.client.metadata import PartitionInfo, TopicInfo, TopicPartition
 from shmbroker.client.pressure import Pressure
 from shmbroker.client.producer import Producer
@@ -13,6 +15,9 @@ from shmbroker.control.pressure import PartitionPressure
 __all__ = [
     "Client",
     "Consumer",
+    "GroupConsumer",
+    "GroupInfo",
+    "GroupListing",
     "PartitionInfo",
     "PartitionPressure",
     "Pressure",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import orjson
 
+from shmbroker.client.group_admin import GroupAdmin
 from shmbroker.errors import InvalidTopic, OutcomeUnknown, TimedOut, UnknownTopic, from_wire
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _REPEATABLE: Final = frozenset(
     {
         "metadata", "status", "partition_state", "init_producer", "open_ingress", "close_ingress",
         "alter_topic", "delete_records", "heartbeat", "offsets", "group_heartbeat", "group_leave",
-        "commit_offsets", "fetch_offsets",
+        "commit_offsets", "fetch_offsets", "list_groups", "describe_group", "reset_group",
     }
 )  # fmt: skip
 _SLOW_S: Final = 60.0  # for what waits on disks: topics made, altered and deleted
@@ -155,7 +156,7 @@ def process_context() -> zmq.Context[zmq.Socket[bytes]]:
     return found
 
 
-class Admin:
+class Admin(GroupAdmin):
     """The administrative calls of a Client."""
 
     _connection: Connection

@@ -60,6 +60,7 @@ class _Sharing(TypedDict, total=False):
     on_gap: Literal["error", "earliest"]
     idle: Literal["adaptive", "spin", "park"]
     auto_commit_ms: int | None
+    auto_checkpoint: bool
     instance_id: str | None
     assignor: Literal["sticky", "range", "roundrobin"] | None
     session_timeout_ms: int | None
@@ -299,7 +300,8 @@ class Client(Admin):
         With `group` the partitions are shared with its other members, and reading begins at what
         the group has committed (docs/groups.md); where that is nothing, at `start`: "earliest" (by
         default, so that nothing is skipped), "latest", a datetime, or "error". Besides: `pattern`
-        of topic names, `auto_commit_ms` (off by default), `instance_id` of a static member,
+        of topic names, `auto_commit_ms` (off by default), `auto_checkpoint` (each position that was
+        asked past, through shared memory: see `checkpoint`), `instance_id` of a static member,
         `assignor` ("sticky", "range", "roundrobin"), `session_timeout_ms`, `rebalance_timeout_ms`,
         and `on_assign`, `on_revoke`, `on_lost`, called with the partitions by the reading thread.
         """

@@ -94,7 +94,10 @@ class Consumer(Positions):
     def poll_batch(self, timeout: float | None = None) -> RecordBatch | None:
         """The next batch, as `batches` would give it, or None when there is none within `timeout`
         seconds (None: waits for ever, 0: doesn't wait)."""
-        return self._next_batch(core.deadline(timeout))
+        batch = self._next_batch(core.deadline(timeout))
+        if batch is not None:
+            self._hand_out(batch)
+        return batch
 
     def _batches(self, timeout: float | None) -> Iterator[RecordBatch]:
         while True:
@@ -106,6 +109,7 @@ class Consumer(Positions):
                 return
             if batch is None:
                 return
+            self._hand_out(batch)
             yield batch
 
     # --- its life ------------------------------------------------------------------------------

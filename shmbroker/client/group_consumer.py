@@ -21,12 +21,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import TYPE_CHECKING, Final, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Literal
 
 from shmbroker._core.batch import Record
 from shmbroker._core.reader import PartitionReader, RecordBatch
 from shmbroker.client.attach import program_name
-from shmbroker.client.consumer import Consumer, one_of
+from shmbroker.client.consumer import one_of
+from shmbroker.client.groups.checkpointing import Checkpointing, Done, RecordLike
 from shmbroker.client.groups.membership import OUT, Membership, Options
 from shmbroker.client.metadata import TopicPartition
 from shmbroker.client.positions import Start
@@ -61,30 +62,7 @@ Callback = Callable[[list[TopicPartition]], object]
 Steps = Generator[tuple[Callback, list[TopicPartition]], None, None]
 
 
-@runtime_checkable
-class RecordLike(Protocol):
-    """A Record, decoded or not."""
-
-    topic: str
-    partition: int
-    offset: int
-
-
-class BatchLike(Protocol):
-    """A RecordBatch, decoded or not."""
-
-    @property
-    def topic(self) -> str: ...
-    @property
-    def partition(self) -> int: ...
-    @property
-    def next_offset(self) -> int: ...
-
-
-Done = RecordLike | BatchLike | Mapping[TopicPartition, int]
-
-
-class GroupConsumer(Consumer):
+class GroupConsumer(Checkpointing):
     """Made by `Client.consumer(group=…)`; close it, or use it as a context manager.
 
     Reads as a Consumer does, of the partitions that the group gives it at the time; there may be
@@ -106,6 +84,7 @@ class GroupConsumer(Consumer):
         on_gap: Literal["error", "earliest"] = "error",
         idle: Literal["adaptive", "spin", "park"] = "adaptive",
         auto_commit_ms: int | None = None,
+        auto_checkpoint: bool = False,
         instance_id: str | None = None,
         assignor: Literal["sticky", "range", "roundrobin"] | None = None,
         session_timeout_ms: int | None = None,
@@ -115,7 +94,7 @@ class GroupConsumer(Consumer):
         on_lost: Callback | None = None,
     ) -> None:
         self._closed = True  # until it is whole, for __del__ and close
-        check_sharing(topics, pattern, start, auto_commit_ms)
+        check_sharing(topics, pattern, start, auto_commit_ms, auto_checkpoint)
         self._open(client, isolation, on_gap, idle)
         self._start, self._assigned_fn = start, on_assign
         self._revoked_fn, self._lost_fn = on_revoke, on_lost
@@ -137,6 +116,8 @@ class GroupConsumer(Consumer):
         self._heart = self._connection.heart
         self._closed = False
         try:
+            if auto_checkpoint:
+                self._begin_checkpoints(by_itself=True)
             if self._heart.beat(self._member):
                 self._call()
             self._heart.add(self._member, self._call, self._auto_s)
@@ -188,11 +169,12 @@ class GroupConsumer(Consumer):
 
     # --- reading -------------------------------------------------------------------------------
 
-    def _next_batch(self, deadline_ns: int) -> RecordBatch | None:
-        self._handed = batch = super()._next_batch(deadline_ns)
-        return batch
+    def _hand_out(self, batch: RecordBatch) -> None:
+        super()._hand_out(batch)
+        self._handed = batch
 
     def _ask(self) -> None:
+        super()._ask()
         super()._unbuffer()
         self._handed = None
 
@@ -308,6 +290,7 @@ class GroupConsumer(Consumer):
                 self._source.seek(reader, at.offset, at.leader_epoch)
             if unknown:
                 self._begin_at_start(unknown)
+            self._take_slots({**self._of, **made})
         except BaseException:
             for reader in made.values():
                 self._all.remove(reader)
@@ -332,6 +315,7 @@ class GroupConsumer(Consumer):
     def _drop(self, partitions: Iterable[Partition]) -> None:
         for partition in partitions:
             reader = self._of.pop(partition)
+            self._drop_slots(reader)
             self._all.remove(reader)
             self._paused.discard(key_of(reader))
             self._source.drop(reader)
@@ -393,7 +377,11 @@ class GroupConsumer(Consumer):
         for refused in answer.refused.values():
             raise refused
         names = {p: key for key, (p, _) in found.items()}
-        return {names[p]: offset for p, offset in answer.committed.items()}
+        done = {names[p]: offset for p, offset in answer.committed.items()}
+        if self._checkpoints is not None:
+            for key, offset in done.items():
+                self._checkpoints.committed(*key, offset)
+        return done
 
     def _fetch_committed(self, partitions: Iterable[Partition]) -> Mapping[Partition, Committed]:
         ask = Fetch(self.group, tuple(partitions))
@@ -475,12 +463,15 @@ def check_sharing(
     pattern: str | None = None,
     start: Start | Literal["error"] = "earliest",
     auto_commit_ms: int | None = None,
+    auto_checkpoint: bool = False,
 ) -> None:
     """ValueError for what can't be, before anything is asked of the broker."""
     if not topics and pattern is None:
         raise ValueError("name at least one topic, or a pattern of names")
     if auto_commit_ms is not None and auto_commit_ms < 1:
         raise ValueError(f"auto_commit_ms is a number of milliseconds, not {auto_commit_ms}")
+    if auto_commit_ms is not None and auto_checkpoint:
+        raise ValueError("auto_commit_ms and auto_checkpoint do the same: choose one")
     if isinstance(start, (int, Mapping)):
         raise ValueError(
             "a group's start is 'earliest', 'latest', a datetime or 'error'; move a group with: "

@@ -56,6 +56,7 @@ class Positions(Reading):
             else:
                 readers = self._all
             self._unbuffer()
+            self._sought(readers)
             for reader, where in zip(readers, self._offsets_for(readers, offset), strict=True):
                 self._source.seek(reader, where)
 

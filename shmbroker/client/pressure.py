@@ -36,7 +36,7 @@ from shmbroker.units import about_bytes
 if TYPE_CHECKING:
     from shmbroker._core.producer import Outlets, Sender
 
-#: When the broker does not say what it judges by: a remote one says ready states instead.
+#: When the broker does not say what it judges by.
 USUAL: Final = Thresholds(50, 90, 10, 100, 500, 500)
 _SILENT_S: Final = 2.0  # a writer says ten times a second that it is there
 

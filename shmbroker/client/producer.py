@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 import warnings
-import weakref
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, get_args
 
 from shmbroker._core.producer import Outlets, ProducerBase, Sender
@@ -31,7 +30,9 @@ Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 OnFull = Literal["block", "drop", "raise"]
 _LARGEST_BATCH_BYTES: Final = 32 << 20
 
-_outlets: weakref.WeakKeyDictionary[Connection, Outlets] = weakref.WeakKeyDictionary()
+_OUTLETS: Final = (
+    "_outlets"  # the connection's own attribute: they hold each other, and go together
+)
 
 
 class _Client(Protocol):
@@ -43,9 +44,10 @@ class _Client(Protocol):
 
 def outlets_of(connection: Connection) -> Outlets:
     """The rings of a connection: its counters are in `Outlets.counters()`."""
-    found = _outlets.get(connection)
+    own = vars(connection)
+    found: Outlets | None = own.get(_OUTLETS)
     if found is None:
-        found = _outlets.setdefault(connection, Outlets(connection, connection.ring_bytes))
+        found = own.setdefault(_OUTLETS, Outlets(connection, connection.ring_bytes))
     return found
 
 

@@ -16,6 +16,7 @@ from typing import Literal
 
 from shmbroker.addresses import format_tcp, is_loopback
 from shmbroker.config import ListenSection, LoadedConfig, Places
+from shmbroker.control.authorized import DataTokens
 from shmbroker.control.keys import KeyDirectory, read_secret
 from shmbroker.control.ports import NAMES, ListenFile, Ports, resolve
 from shmbroker.errors import ConfigError
@@ -49,9 +50,9 @@ class NetworkSpec:
     workers_address: str  # ZeroMQ endpoint of the acceptor for workers: ipc://…
     tcp: tuple[str, int] | None  # host ("*": every address) and port; readers share theirs
     unix_path: Path | None  # a socket to bind, 0600: streams' of a reader, ZeroMQ's of ingress
-    token: bytes  # what clients must show in their Hello
+    token: bytes  # what clients must show in their Hello, or one made of it (authorized.py)
     tls: TlsFiles | None  # of a reader's TCP port; None: plain
-    curve: CurveFiles | None  # of ingress' TCP port; None: ZeroMQ NULL
+    curve: CurveFiles | None  # of ingress' TCP port, None: ZeroMQ NULL; who may come, for both
     listen: ListenSection
     parent_pid: int  # the acceptor's; a worker whose parent is another ends at once
     cpus: tuple[int, ...] | None = None
@@ -60,6 +61,11 @@ class NetworkSpec:
     def name(self) -> str:
         """How the acceptor, `status` and the log call this worker: `reader-0`."""
         return f"{self.role}-{self.number}"
+
+    @property
+    def tokens(self) -> DataTokens:
+        """What clients must show."""
+        return DataTokens(self.token, self.curve.authorized if self.curve else None)
 
     @property
     def title(self) -> str:
@@ -78,12 +84,17 @@ class Listening:
     unix: Mapping[str, str]  # paths of sockets, by the names of `Ports`; empty: none
     keys: KeyDirectory | None  # None: no CURVE and no TLS
     token: str
-    data_token: str
+    data_token: str  # behind control: who came with a key gets one of its own
 
     @property
     def curve(self) -> CurveFiles | None:
         """For control and ingress over TCP."""
         return CurveFiles(self.keys.secret, self.keys.authorized) if self.keys else None
+
+    @property
+    def tokens(self) -> DataTokens:
+        """What clients must show behind control."""
+        return DataTokens(self.data_token.encode(), self.keys.authorized if self.keys else None)
 
     @property
     def tls(self) -> TlsFiles | None:

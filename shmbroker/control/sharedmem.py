@@ -1,11 +1,13 @@
 """The shared memory of one broker: its names, its budget, and what is taken over or swept at `up`.
 
 Owns: every object of the data directory's prefix but the log rings, which are their writers'.
-Makes the park words, the writer tables and the clients' ingress rings; unlinks all of them.
+Makes the park words, the writer tables, the clients' ingress rings and group members' checkpoints;
+unlinks all of them.
 
-The budget (`memory.budget_bytes`) is split: a quarter for ingress rings, the rest, less tables and
-park words, for log rings, shared evenly by the writers there are. Ingress rings are given out as
-asked, within `memory.ingress_*_bytes`, halved while they are more than a quarter of what is left.
+The budget (`memory.budget_bytes`) is split: a quarter for ingress rings and checkpoints, the rest,
+less tables and park words, for log rings, shared evenly by the writers there are. Ingress rings are
+given out as asked, within `memory.ingress_*_bytes`, halved while they are more than a quarter of
+what is left.
 One that takes the largest batch any topic promises is held back for the client that brings it.
 
 Invariants: the park object is flocked by the broker that uses it, so two copies of a data
@@ -78,7 +80,7 @@ class SharedMemory:
             self.tables[writer] = shm.TableView(self.path(f"w{writer}"))
             found[writer] = {**self.tables[writer].head(), "slots": self.tables[writer].slots()}
         if tables:
-            kinds = (shm.KIND_WRITER, shm.KIND_INGRESS, shm.KIND_RECEIPTS)
+            kinds = (shm.KIND_WRITER, shm.KIND_INGRESS, shm.KIND_RECEIPTS, shm.KIND_CHECKPOINTS)
             self._sizes |= {name: size for name, (kind, _, size) in ours.items() if kind in kinds}
         return found
 
@@ -113,13 +115,13 @@ class SharedMemory:
 
     @property
     def ingress_budget_bytes(self) -> int:
-        """What all ingress rings and receipts may take together."""
+        """What all ingress rings, receipts and checkpoints may take together."""
         return self.budget_bytes // 4
 
     @property
     def ingress_used_bytes(self) -> int:
         """What they take."""
-        return self._sum("i") + self._sum("r")
+        return self._sum("i") + self._sum("r") + self._sum("k")
 
     def make_ingress(self, ingress: int, pid: int, capacity: int, slots: int) -> tuple[int, int]:
         """Makes the two objects of an ingress ring; returns capacity (bytes) and receipt slots.
@@ -171,6 +173,42 @@ class SharedMemory:
         for name in (self.name(f"i{ingress}"), self.name(f"r{ingress}")):
             shm.unlink(name)
             self._sizes.pop(name, None)
+
+    def make_checkpoints(
+        self, number: int, slots: int, client: int, group: str, member: str
+    ) -> tuple[shm.ShmObject, int]:
+        """Makes the object for a group member's checkpoints; returns it and its slots, at least so
+        many as asked for. Raises MemoryBudget."""
+        size = shm.checkpoints_bytes(slots)
+        room = max(0, self.ingress_budget_bytes - self.ingress_used_bytes - self._held_back())
+        if size > room:
+            raise errors.MemoryBudget(
+                f"no memory is left for the checkpoints of another group member: {size} bytes are "
+                f"needed and {room} of {self.ingress_budget_bytes} are free; commit over the "
+                "control channel, end some clients, or raise memory.budget_bytes",
+                needed_bytes=size,
+                available_bytes=room,
+            )
+        name = self.name(f"k{number}")
+        made = shm.create(
+            name, shm.KIND_CHECKPOINTS, number, size, *self._ids(), client=client, group=group,
+            member=member,
+        )  # fmt: skip
+        self._sizes[name] = size
+        return made, shm.checkpoints_slots(size)
+
+    def checkpoints(self) -> set[int]:
+        """The numbers of those that were made or taken over."""
+        return self._owners("k")
+
+    def open_checkpoints(self, number: int) -> shm.ShmObject:
+        """One that was taken over; raises OSError, ValueError."""
+        return shm.open_existing(self.name(f"k{number}"), shm.KIND_CHECKPOINTS, *self._ids())
+
+    def drop_checkpoints(self, number: int) -> None:
+        """Unlinks it; who has it mapped keeps the memory until then."""
+        shm.unlink(self.name(f"k{number}"))
+        self._sizes.pop(self.name(f"k{number}"), None)
 
     @property
     def _most_unpromised(self) -> int:
@@ -228,6 +266,10 @@ class SharedMemory:
     def path(self, suffix: str) -> str:
         """The same as a file."""
         return f"{_DIRECTORY}{self.name(suffix)}"
+
+    def open_object(self, suffix: str, kind: int) -> shm.ShmObject:
+        """An object of this broker's, to be read; FileNotFoundError without it. Any thread."""
+        return shm.open_existing(self.name(suffix), kind, *self._ids())
 
     def _create(
         self, name: str, kind: int, owner: int, size: int, *, slots: int = 0, capacity: int = 0,

@@ -38,7 +38,7 @@ KINDS: dict[str, dict[str, object]] = {
     "plain": {"acks": "memory", "idempotent": False},
 }
 VICTIMS = ("producer", "writer", "acceptor", "everything")
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 
 
 @pytest.fixture

@@ -347,7 +347,7 @@ def test_strace_of_a_real_broker_shows_rwf_dsync(broker: Any, tmp_path: Path) ->
     with broker.client() as client:
         client.create_topic("t")
         with client.producer() as producer:
-            producer.send("t", b"first").result(timeout=10)
+            producer.send("t", b"first").result(timeout=40)
             out = tmp_path / "strace"
             (writer,) = broker.workers()
             words = ["-f", "-e", "trace=pwritev2", "-o", str(out), "-p", str(writer.pid)]
@@ -356,9 +356,9 @@ def test_strace_of_a_real_broker_shows_rwf_dsync(broker: Any, tmp_path: Path) ->
                 said = strace.stderr.readline()
                 assert "attached" in said, said
                 for n in range(20):
-                    producer.send("t", b"%d" % n).result(timeout=10)
+                    producer.send("t", b"%d" % n).result(timeout=40)
                 strace.send_signal(signal.SIGINT)
-                strace.communicate(timeout=10)
+                strace.communicate(timeout=40)
     written = [line for line in out.read_text().splitlines() if "pwritev2(" in line]
     assert len(written) >= 20
     without = [line for line in written if "RWF_DSYNC" not in line]

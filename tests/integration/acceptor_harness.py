@@ -11,20 +11,19 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 import zmq
+from waiting import LIMIT_S, eventually
 
 from shmbroker.config import Places, load
 from shmbroker.workers import detached
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parent.parent
-LIMIT_S = 20.0
 
 
 class Peer:
@@ -204,11 +203,3 @@ def run_cli(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
         check=False,
         **options,
     )
-
-
-def eventually(condition: Any, what: str) -> None:
-    """For what only a table in memory shows; everything else is awaited by its event."""
-    deadline = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from slow_disk import SlowDisk
 from shmbroker.client.client import Client, connect
 from shmbroker.places import Places
 
-_READY_S = 20.0
+_READY_S = 40.0
 _STOP_S = 40.0
 _LISTEN = {"SHMBROKER_LISTEN_ADDRESS": "tcp://127.0.0.1:0", "SHMBROKER_LISTEN_UNIX": "true"}
 
@@ -91,14 +92,20 @@ class Broker:
 
     def workers(self, role: str = "writer") -> list[psutil.Process]:
         """Its processes whose title names that role."""
-        return [p for p in self.processes() if re.search(rf"\b{role}\b", " ".join(p.cmdline()))]
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):  # it ends while we look
+                if re.search(rf"\b{role}\b", " ".join(process.cmdline())):
+                    found.append(process)
+        return found
 
     def kill9(self, everything: bool = False) -> None:
         """kill -9 of the acceptor (or of all at once); returns when the last process is gone."""
         assert self._process is not None
         left = self.processes()
         for process in left if everything else [psutil.Process(self.pid)] if self.running else []:
-            process.send_signal(signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):  # it went with the acceptor
+                process.send_signal(signal.SIGKILL)
         self._wait(left)
 
     def stop(self) -> None:
@@ -126,7 +133,7 @@ class Broker:
         """A client of it in this process, by `reach`."""
         if self.reach != "local":
             return connect(self.address, local=False, **options)
-        return connect(self.instance, **options)
+        return connect(self.instance, **({"timeout": 20.0} | options))
 
     def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """A command line against it."""

@@ -16,7 +16,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from acceptor_harness import HERE, REPOSITORY, Broker, Peer, broker_at, eventually
+from acceptor_harness import HERE, REPOSITORY, Broker, Peer, broker_at
+from waiting import eventually
 
 from shmbroker import errors
 from shmbroker._core import shm
@@ -70,7 +71,7 @@ def test_rubbish_on_the_attach_socket_is_answered_and_hung_up(
     broker: Broker, message: bytes
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.settimeout(10)
+        sock.settimeout(40)
         sock.connect(broker.places.socket_path("attach"))
         sock.send(message)
         assert "error" in json.loads(sock.recv(65536))
@@ -236,7 +237,7 @@ def test_a_killed_acceptor_takes_its_children_with_it_and_is_adopted(broker: Bro
 SHORT_GRACE = """
 import sys
 from shmbroker.workers import acceptor, acceptor_main
-acceptor.CLAIM_GRACE_S = 3.0
+acceptor.CLAIM_GRACE_S = 4.0
 sys.exit(acceptor_main.main(sys.argv))
 """
 
@@ -254,14 +255,14 @@ def test_who_does_not_claim_its_rings_in_time_loses_them_and_nobody_else(
         return [python, "-c", SHORT_GRACE, given]
 
     monkeypatch.setattr(detached, "command", command)
-    began = time.monotonic()
     broker.up()
+    began = time.monotonic()
     again = broker.peer(client=stays.ok["client"], token=stays.ok["token"])
     assert again.ok["claimed"] is True
     assert {f"i{kept}", f"i{lost}"} <= broker.objects(), "there is time to claim them"
     assert [c["connected"] for c in again.ask("status")["clients"]] == [True, False]
     eventually(lambda: f"i{lost}" not in broker.objects(), "the unclaimed ring is still there")
-    assert time.monotonic() - began >= 3.0
+    assert time.monotonic() - began >= 2.0
     detached_rings = [n["ingress"] for n in broker.noted() if n["op"] == "detach_ingress"]
     assert detached_rings == [lost], "its writer had what was published first"
     (client,) = again.ask("status")["clients"]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import eventually
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -164,7 +165,7 @@ def test_status_is_watched_until_ctrl_c(broker: dict[str, object], form: tuple[s
             assert "\x1b" not in line
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
-        assert process.wait(20) == 0
+        assert process.wait(40) == 0
         assert process.stderr.read() == ""
         assert "\x1b" not in rest
 
@@ -177,12 +178,17 @@ def test_completion_names_the_topics_of_a_running_broker(broker: dict[str, objec
         "_SHMBROKER_COMPLETE": "complete_bash",
         "COMP_WORDS": "shmbroker consume t", "COMP_CWORD": "2",
     }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=env, capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
-    assert done.stdout.split() == ["ticks", "trades"]
-    assert done.stderr == ""
+
+    def completes() -> bool:  # it never makes a shell wait: a busy host may get nothing
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=env, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.stderr == ""
+        assert done.stdout.split() in ([], ["ticks", "trades"])
+        return bool(done.stdout)
+
+    eventually(completes)
 
 
 def test_sockets_in_a_directory_with_a_long_path_are_no_error(

@@ -16,7 +16,6 @@ from shmbroker import aio
 from shmbroker.client.aio.client import Connecting
 from shmbroker.errors import ClosedError, OffsetOutOfRange, TopicExists, UnknownTopic
 
-pytestmark = pytest.mark.timeout(90)
 Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
 
@@ -57,7 +56,7 @@ def numbered(first: int, count: int) -> list[bytes]:
 
 def send(broker: Any, values: list[bytes], partition: int = 0) -> None:
     with broker.client() as client, client.producer() as producer:
-        producer.send_many("t", values, partition=partition).result(30)
+        producer.send_many("t", values, partition=partition).result(40)
 
 
 def test_what_was_acknowledged_is_read_back_by_record_and_by_batch(
@@ -79,12 +78,12 @@ def test_what_was_acknowledged_is_read_back_by_record_and_by_batch(
                         break
                 assert await consumer.position() == 20_000
                 while len(seen) < len(sent):
-                    batch = await consumer.poll_batch(20)
+                    batch = await consumer.poll_batch(40)
                     assert batch is not None
                     seen += batch.values()
                 assert seen == sent
                 await consumer.seek(12_345)
-                record = await consumer.poll(5)
+                record = await consumer.poll(40)
                 assert record is not None
                 assert (record.offset, record.value) == (12_345, sent[12_345])
             async with client.consumer("t", start=50_001) as consumer:
@@ -128,7 +127,7 @@ def test_one_consumer_of_more_partitions_than_a_futex_takes_wakes_for_each(
         async with (
             connect() as client,
             client.consumer("t") as consumer,
-            asyncio.timeout(30),
+            asyncio.timeout(60),
         ):
             assert len(consumer.assignment()) == 150
             for partition in (0, 64, 149):
@@ -164,7 +163,7 @@ def test_tasks_of_one_group_read_side_by_side_on_no_thread_of_their_own(
                         return found
                 raise AssertionError
 
-            async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
                 tasks = [group.create_task(read(consumer)) for consumer in consumers]
                 while any(c._wake is None for c in consumers):
                     await asyncio.sleep(0.001)

@@ -41,7 +41,7 @@ def values(client: Client, topic: str) -> list[bytes | None]:
     found: list[bytes | None] = []
     with client.consumer(topic, start="earliest") as consumer:
         ends = sum(consumer.end_offsets().values())
-        for batch in consumer.batches(timeout=5.0):
+        for batch in consumer.batches(timeout=40):
             found += batch.values()
             if len(found) >= ends:
                 break
@@ -51,7 +51,7 @@ def values(client: Client, topic: str) -> list[bytes | None]:
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_what_is_awaited_is_in_the_log(broker: Broker, run: Any) -> None:
     async def main(client: Client) -> None:
-        async with producing(client) as producer, asyncio.timeout(30):
+        async with producing(client) as producer, asyncio.timeout(60):
             receipt = await producer.send("one", b"0")
             assert (await receipt).offset == 0
             for i in range(1, 20_000):
@@ -91,19 +91,25 @@ def test_tasks_outlive_kill_9_of_everything(broker: Broker) -> None:
         ):
             for n in range(20):
                 group.create_task(work(producer, n))
+
+            async def flows() -> None:
+                before = len(sent)
+                while len(sent) < before + 100:
+                    await asyncio.sleep(0.005)
+
             for _ in range(2):
-                await asyncio.sleep(0.3)
+                await flows()
                 await asyncio.to_thread(broker.kill9, everything=True)
                 await asyncio.to_thread(broker.start)
+            await flows()
             for writer in broker.workers():
                 writer.send_signal(signal.SIGKILL)
-            await asyncio.sleep(0.3)
+            await flows()
             stop.set()
 
     with broker.client() as client:
         client.create_topic("load", partitions=2)
         asyncio.run(main(client))
-        assert len(sent) > 100
         assert sorted(v for v in values(client, "load") if v) == sorted(sent)
 
 
@@ -116,7 +122,7 @@ def test_awaits_end_with_broker_gone_and_can_be_repeated(broker: Broker) -> None
             begun = time.monotonic()
             with pytest.raises(BrokerGone):
                 await receipt
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < 20  # and not the 30 s of the default
             await asyncio.to_thread(broker.start)
             assert (await receipt).offset == 1
 

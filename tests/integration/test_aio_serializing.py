@@ -17,8 +17,6 @@ from shmbroker import aio
 from shmbroker.client.aio.serializing import DeserializingConsumer, SerializingProducer
 from shmbroker.errors import ClosedError, SerializationError, UnknownTopic
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Run:
@@ -80,7 +78,7 @@ def test_what_is_encoded_by_one_twin_is_decoded_by_the_other(broker: Any, run: R
             def pair(record: Any) -> tuple[str | None, int | None]:
                 return record.key, record.value and record.value["n"]
 
-            first = await consumer.poll(5)
+            first = await consumer.poll(40)
             assert first is not None
             assert pair(first) == sent[0]
             assert (first.topic, first.partition, first.offset) == ("json", 0, 0)
@@ -94,7 +92,7 @@ def test_what_is_encoded_by_one_twin_is_decoded_by_the_other(broker: Any, run: R
             assert await consumer.poll(0) is None
             assert await consumer.poll_batch(0) is None
             await consumer.seek(0)
-            batch = await consumer.poll_batch(5)
+            batch = await consumer.poll_batch(40)
             assert batch is not None
             await consumer.seek(0)
             batches = [batch async for batch in consumer.batches(timeout=0)]
@@ -125,7 +123,7 @@ def test_reading_goes_on_behind_a_record_that_can_not_be_decoded(broker: Any, ru
                 record = await anext(consumer)
                 assert record.value == 1
                 with pytest.raises(SerializationError, match="offset 1 of t-0") as caught:
-                    await consumer.poll(5)
+                    await consumer.poll(40)
                 error = caught.value
                 assert (error.topic, error.partition, error.offset) == ("t", 0, 1)
                 assert error.record.value == bad[0]
@@ -140,7 +138,7 @@ def test_reading_goes_on_behind_a_record_that_can_not_be_decoded(broker: Any, ru
                     break
                 assert values == [3, 5]
                 await consumer.seek(0)
-                batch = await consumer.poll_batch(5)
+                batch = await consumer.poll_batch(40)
                 assert batch is not None
                 with pytest.raises(SerializationError, match="offset 1 of t-0"):
                     batch.values()
@@ -263,7 +261,7 @@ def test_a_partitioner_knows_the_topic_as_it_is_and_runs_in_the_loops_thread(bro
     async def check(client: aio.Client) -> None:
         async with client.consumer("t", start="earliest", value_deserializer=there) as consumer:
             ends, seen = sum((await consumer.end_offsets()).values()), 0
-            assert await consumer.poll(5) is not None
+            assert await consumer.poll(40) is not None
             await anext(consumer)
             for partition in range(3):
                 await consumer.seek("earliest", partition)

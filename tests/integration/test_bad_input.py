@@ -74,16 +74,16 @@ def test_records_that_can_t_be_are_refused_and_the_next_ones_go_in(client: Any) 
         with pytest.raises(errors.UnknownTopic, match="nowhere"):
             producer.send("nowhere", b"x")
         with pytest.raises(errors.RecordTooLarge, match="1000"):
-            producer.send("small", b"x" * 2000).result(timeout=10)
-        assert producer.send("small", b"y").result(timeout=10).offset == 0
-        assert producer.send("t", b"z").result(timeout=10).offset == 0
+            producer.send("small", b"x" * 2000).result(timeout=40)
+        assert producer.send("small", b"y").result(timeout=40).offset == 0
+        assert producer.send("t", b"z").result(timeout=40).offset == 0
 
 
 def test_a_full_ring_is_buffer_full_and_nothing_in_it_is_lost(broker: Broker, client: Any) -> None:
     (writer,) = broker.workers()
     with client.producer(max_block_ms=200) as producer:
         sent = [producer.send("t", b"0" * 1000)]
-        sent[0].result(timeout=10)
+        sent[0].result(timeout=40)
         writer.send_signal(signal.SIGSTOP)
         try:
             with pytest.raises(errors.BufferFull, match="t-0"):
@@ -91,7 +91,7 @@ def test_a_full_ring_is_buffer_full_and_nothing_in_it_is_lost(broker: Broker, cl
                     sent.append(producer.send("t", b"%d" % len(sent) * 200))
         finally:
             writer.send_signal(signal.SIGCONT)
-        offsets = [receipt.result(timeout=20).offset for receipt in sent]
+        offsets = [receipt.result(timeout=40).offset for receipt in sent]
     assert offsets == list(range(len(sent)))
 
 
@@ -110,7 +110,7 @@ def test_what_a_client_published_before_it_died_is_appended_and_its_ring_freed(
         raw.put(half[: len(half) // 2])  # and then it dies
     eventually(lambda: rings(broker) == before, lambda: rings(broker))
     with client.producer() as producer:
-        assert producer.send("t", b"after").result(timeout=10).offset == 3
+        assert producer.send("t", b"after").result(timeout=40).offset == 3
     client.close()
     broker.stop()
     assert on_disk(broker) == [b"0", b"1", b"2", b"after"]
@@ -133,7 +133,7 @@ def test_a_ring_of_rubbish_is_detached_with_a_logged_reason(
         raw.put(raw.frame([b"bad"], **wrong))
         raw.publish(None if wrong else 1 << 40)
         eventually(lambda: raw.word(80) != 0, lambda: "it is still attached")
-        assert producer.send("t", b"fine").result(timeout=10)
+        assert producer.send("t", b"fine").result(timeout=40)
         eventually(lambda: reason in broker.output, lambda: broker.output)
     client.close()
     broker.stop()
@@ -165,7 +165,7 @@ def test_a_client_that_never_reads_its_receipts_holds_nobody_up(
             raw.put(data)
             raw.publish()
             if n % 100 == 0:
-                assert producer.send("t", b"other").result(timeout=10)
+                assert producer.send("t", b"other").result(timeout=40)
         eventually(lambda: raw.word(72) == 1000, lambda: raw.word(72))
     client.close()
     broker.stop()
@@ -202,7 +202,7 @@ def test_lengths_changed_after_publishing_harm_only_their_own_ring(
                 eventually(raw.is_judged, lambda: "neither taken nor detached")
                 over.set()
                 thread.join()
-            assert producer.send("t", b"fine").result(timeout=10)
+            assert producer.send("t", b"fine").result(timeout=40)
     client.close()
     broker.stop()
     found = on_disk(broker)
@@ -275,7 +275,7 @@ def test_a_full_disk_makes_records_wait_and_the_partition_returns_by_itself(
         with client.producer(max_block_ms=200) as producer:
             values = [b"first"]
             sent = [producer.send("t", values[0])]
-            sent[0].result(timeout=10)
+            sent[0].result(timeout=40)
             assert partition(client)["io_mode"] == io_mode
             free = os.statvfs(inside).f_bavail * os.statvfs(inside).f_frsize
             assert free < 32 << 20, "not the small disk"
@@ -289,16 +289,18 @@ def test_a_full_disk_makes_records_wait_and_the_partition_returns_by_itself(
             eventually(lambda: partition(client)["state"] == "no_space", lambda: partition(client))
             assert "no room for" in partition(client)["reason"]
             assert "free space" in partition(client)["reason"]
-            assert producer.pressure().state == "hard"
+            eventually(lambda: producer.pressure().state == "hard", producer.pressure)
             assert producer.pressure().partitions["t", 0].cause in ("no_space", "ingress")
-            assert "no_space" in str(partition(client)["pressure"])
-            (wait,) = client.status()["waits"]
+            eventually(
+                lambda: "no_space" in str(partition(client)["pressure"]), lambda: partition(client)
+            )
+            (wait,) = eventually(lambda: client.status()["waits"], client.status)
             assert (wait["topic"], wait["pid"]) == ("t", os.getpid())
             assert "free space" in wait["why"], "in the writer's own words"
             waiting = [receipt for receipt in sent if not receipt.done()]
             assert waiting, "what found no space waits, and is no error"
             (inside / "ballast").unlink()
-            offsets = [receipt.result(timeout=20).offset for receipt in sent]
+            offsets = [receipt.result(timeout=40).offset for receipt in sent]
             assert offsets == list(range(len(sent)))
             assert partition(client)["state"] == "online"
             assert partition(client)["reason"] == ""
@@ -338,12 +340,10 @@ def test_a_full_disk_stops_the_credit_of_remote_producers_and_loses_nothing(
             assert line["reason"], "who waits is told for what"
             while remote.codec.may_send(0):  # what credit is left, and then no more
                 remote.send(remote.make(topic))
-            unanswered = -1  # what was durable before may still be on its way back
-            while unanswered != (unanswered := len(remote.codec.unacknowledged)):
-                for _ in range(10):
-                    remote.step()
+            for _ in range(20):
+                remote.step()
             assert not remote.refused, "what found no space waits, and is no error"
-            assert len(remote.codec.unacknowledged) == unanswered
+            assert remote.codec.unacknowledged
             assert ingress.ask("status")["held_bytes"] <= (1 << 20) + 100_000
             (inside / "ballast").unlink()
             remote.settled()
@@ -360,7 +360,7 @@ def test_a_partition_of_a_newer_version_is_offline_and_the_others_go_on(
     client.create_topic("new")
     with client.producer() as producer:
         for topic in ("t", "new"):
-            producer.send(topic, b"kept").result(timeout=10)
+            producer.send(topic, b"kept").result(timeout=40)
     client.close()
     broker.stop()
     path = broker.places.data_dir / "new-0" / "checkpoint"
@@ -370,11 +370,11 @@ def test_a_partition_of_a_newer_version_is_offline_and_the_others_go_on(
     path.write_bytes(data)
     broker.start()
     with broker.client() as client, client.producer() as producer:
-        assert producer.send("t", b"more").result(timeout=10).offset == 1
+        assert producer.send("t", b"more").result(timeout=40).offset == 1
         assert partition(client, "new")["state"] == "offline"
         assert "newer" in partition(client, "new")["reason"]
         with pytest.raises(errors.ShmbrokerError) as caught:
-            producer.send("new", b"refused").result(timeout=10)
+            producer.send("new", b"refused").result(timeout=40)
         assert not isinstance(caught.value, errors.TimedOut)
     broker.stop()
     assert bytes(data) == path.read_bytes(), "it is left alone"

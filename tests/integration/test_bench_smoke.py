@@ -27,7 +27,6 @@ def _quiet(tmp_path: Path) -> Console:
 
 
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
-@pytest.mark.timeout(60)
 def test_the_smoke_size_of_each_case_runs_and_its_checksums_agree(
     case: Case, tmp_path: Path, isolated_env: dict[str, str]
 ) -> None:
@@ -139,5 +138,5 @@ def test_ctrl_c_ends_every_process_and_removes_the_data(
         assert "idle" in bench.stdout.readline()  # it is at work
         bench.send_signal(signal.SIGINT)
         said = bench.stdout.read()
-    assert bench.wait(30) == 130, said
+    assert bench.wait(40) == 130, said
     assert list((tmp_path / "bench").iterdir()) == []

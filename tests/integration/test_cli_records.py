@@ -133,9 +133,9 @@ def test_times_templates_and_the_other_ends(broker: Any) -> None:
                 r"{topic}[{partition}]\t{offset:>3} {key}={value:.1}|{headers}", "-e")  # fmt: skip
     assert done.stdout == b"t[0]\t  9 k=v|\n"
     begun = time.monotonic()
-    done = _run(broker, "consume", "t", "--timeout", "0.2")
+    done = _run(broker, "consume", "t", "--timeout", "2")  # to attach, too
     assert (done.returncode, done.stdout) == (4, b"")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 40  # and not until a record comes
     with broker.client() as client, client.producer() as producer:
         soon = int(time.time() * 1000) + 60_000
         producer.send("t", b"before", timestamp=soon - 1)
@@ -157,7 +157,7 @@ def test_a_consumer_whose_reader_has_gone_ends_while_no_record_comes(broker: Any
         assert process.stderr is not None
         assert process.stdout.readline() == b"1\n"
         process.stdout.close()
-        assert process.wait(20) == 0
+        assert process.wait(40) == 0
         assert process.stderr.read() == b""
 
 
@@ -178,7 +178,7 @@ def test_ctrl_c_ends_a_wait_for_records_and_a_wait_for_lines_with_130(broker: An
         assert consume.stdout.readline() == "one\n"  # typed lines go at once
         for process in (produce, consume):
             process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 130
+            assert process.wait(40) == 130
         assert produce.stderr is not None
         assert produce.stderr.read().startswith("1 record sent to t")
         assert consume.stderr is not None

@@ -24,7 +24,7 @@ def batches(client: Client, topic: str, **options: Any) -> list[RecordBatch]:
     found, got = [], 0
     with client.consumer(topic, start="earliest", **options) as consumer:
         ends = sum(consumer.end_offsets().values())
-        for batch in consumer.batches(timeout=5.0):
+        for batch in consumer.batches(timeout=40):
             found.append(batch)
             got += len(batch)
             if got >= ends:
@@ -46,7 +46,7 @@ def test_arrays_and_arrow_data_come_out_as_they_went_in(broker: Broker) -> None:
             "texts": producer.send_many("texts", texts),
         }
         for receipt in sent.values():
-            assert receipt.result(10).base_offsets == {0: 0}
+            assert receipt.result(40).base_offsets == {0: 0}
         for topic in ("array", "arrow", "list"):
             found = batches(client, topic)
             assert [value for batch in found for value in batch.values()] == values
@@ -78,8 +78,8 @@ def test_keys_and_times_out_of_arrow_are_sends_own(broker: Broker, compression: 
             "keyed", table["value"], keys=table["key"], timestamps=table["at"]
         )
         where = [partition_for_key(key, 4) for key in keys]
-        assert receipt.result(10).counts == {p: where.count(p) for p in set(where)}
-        assert producer.send("keyed", b"x", key=keys[5]).result(5).partition == where[5]
+        assert receipt.result(40).counts == {p: where.count(p) for p in set(where)}
+        assert producer.send("keyed", b"x", key=keys[5]).result(40).partition == where[5]
         seen: dict[int, list[tuple[Any, ...]]] = {p: [] for p in range(4)}
         for batch in batches(client, "keyed"):
             made = pa.record_batch(batch.arrow())
@@ -126,18 +126,18 @@ def test_serializers_and_deserializers_meet(broker: Broker) -> None:
         ) as producer,
     ):
         client.create_topic("json", partitions=3)
-        producer.send("json", {"n": 1}, key="a").result(5)
-        producer.send_many("json", [{"n": 2}, None], keys=["bb", "bb"]).result(5)
+        producer.send("json", {"n": 1}, key="a").result(40)
+        producer.send_many("json", [{"n": 2}, None], keys=["bb", "bb"]).result(40)
         with client.producer() as plain:
-            plain.send("json", b"no json", partition=2).result(5)
-        producer.send("json", {"n": 3}, key="bb").result(5)
+            plain.send("json", b"no json", partition=2).result(40)
+        producer.send("json", {"n": 3}, key="bb").result(40)
         with client.consumer(
             "json", start="earliest", key_deserializer=bytes.decode, value_deserializer=json.loads
         ) as consumer:
             found, failed = [], []
             while len(found) + len(failed) < 5:
                 try:
-                    record = consumer.poll(5)
+                    record = consumer.poll(40)
                 except SerializationError as error:
                     failed.append((error.topic, error.partition, error.offset, error.record.value))
                 else:

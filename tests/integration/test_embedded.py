@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import eventually
 
 import shmbroker
 from shmbroker import errors
@@ -47,14 +47,6 @@ def tmp(isolated_env: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monkey
     return made
 
 
-def eventually(condition: Callable[[], object], limit_s: float = 10.0) -> None:
-    """For the end of processes that are not ours to wait for."""
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.005)
-
-
 def traces(tmp: Path, prefix: str) -> list[Path]:
     """What is left of embedded brokers."""
     return [*tmp.iterdir(), *Path("/dev/shm").glob(f"{prefix.removeprefix('/')}-*")]
@@ -75,7 +67,7 @@ def program(**options: object) -> Iterator[tuple[subprocess.Popen[bytes], dict[s
     finally:
         process.stdin.close()
         process.stdout.close()
-        process.wait(30)
+        process.wait(40)
 
 
 def test_a_private_broker_is_there_for_a_block_and_gone_after_it(tmp: Path) -> None:

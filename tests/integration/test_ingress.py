@@ -83,7 +83,7 @@ def read(client: Client, topic: str, count: int) -> list[tuple[int, bytes]]:
     found: list[tuple[int, bytes]] = []
     with client.consumer(topic, start="earliest") as consumer:
         while len(found) < count:
-            batch = consumer.poll_batch(timeout=20)
+            batch = consumer.poll_batch(timeout=40)
             assert batch is not None, f"{len(found)} of {count}"
             found += [(batch.partition, record.value.rstrip()) for record in batch.records()]
     return found
@@ -377,7 +377,7 @@ def test_strangers_and_garbage_are_refused_and_cost_nobody_anything(
     old.linger = 0
     old.connect(ingress.address)
     old.send(b"SHMI\0\x09\0\x0a\0\0\0\0")
-    assert old.poll(5000)
+    assert old.poll(40_000)
     assert old.recv()[:6] == b"shmi\0\0"
     huge = context.socket(zmq.DEALER)
     huge.linger = 0
@@ -386,9 +386,8 @@ def test_strangers_and_garbage_are_refused_and_cost_nobody_anything(
     good.settled()
     assert not good.refused
     assert len(good.offsets) == 30
-    status = ingress.ask("status")
-    assert status["connections"] == 1
-    assert status["strangers"] > 100
+    eventually(lambda: ingress.ask("status")["strangers"] > 100, lambda: ingress.ask("status"))
+    eventually(lambda: ingress.ask("status")["connections"] == 1, lambda: ingress.ask("status"))
     for sock in (*strangers, old, huge):
         sock.close(0)
     wrong.close()
@@ -435,7 +434,7 @@ def test_a_silent_peer_is_forgotten_and_a_living_one_is_not(
     client: Client, context: Context, make: Made
 ) -> None:
     client.create_topic("t")
-    listen = ListenSection(heartbeat_ms=100, dead_ms=400)
+    listen = ListenSection(heartbeat_ms=100, dead_ms=1500)
     ingress, topic = make(listen=listen), Topic.of(client, "t")
     living = Remote(context, ingress.address, new_id(client)).open()
     silent = Remote(context, ingress.address, new_id(client)).open()
@@ -549,7 +548,7 @@ def test_only_an_authorised_key_is_let_in(
     assert let_in.offsets == {correlation: 0}
     wrong = Remote(context, ingress.address, before_connect=curve(*zmq.curve_keypair()))
     none = Remote(context, ingress.address)
-    deadline = time.monotonic() + 1.0
+    deadline = time.monotonic() + 40
     while time.monotonic() < deadline:
         wrong.step()
         none.step()

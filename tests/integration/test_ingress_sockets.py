@@ -3,15 +3,14 @@ doubles nothing."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import random
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zmq
+from ports import free_port
 
 from shmbroker import errors
 from shmbroker._core.batch import encode_values, next_batch
@@ -123,16 +122,6 @@ class Remote:
         self.socket.send_multipart(self.codec.send(Hello(TOKEN, "a test")))
 
 
-def free_address() -> str:
-    """A port below those that the kernel gives out: one of these the producer's own attempts to
-    connect again could take while nobody listens, and then it would talk with itself."""
-    for port in random.sample(range(20_000, 30_000), 50):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return f"tcp://127.0.0.1:{port}"
-    raise AssertionError("no free port")
-
-
 @pytest.fixture
 def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
     with zmq.Context() as context:
@@ -145,7 +134,7 @@ def test_restarts_of_ingress_lose_nothing_and_double_nothing(
     context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path, transport: str, seed: int
 ) -> None:
     rng, log = random.Random(seed), list[int]()
-    address = f"ipc://{tmp_path}/i" if transport == "ipc" else free_address()
+    address = f"ipc://{tmp_path}/i" if transport == "ipc" else f"tcp://127.0.0.1:{free_port()}"
     ingress = Ingress(address, log)
     remote, restarts = Remote(context, address), 0
     try:

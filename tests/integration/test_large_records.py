@@ -18,7 +18,7 @@ def test_a_record_larger_than_any_ring_of_the_configuration_passes(broker: Any) 
         client.create_topic("big", partitions=1, config={"max.message.bytes": 20 * MIB})
         with client.producer() as producer:
             receipts = [producer.send("big", bytes([n]) * size) for n, size in enumerate(sizes)]
-            assert [receipt.result(timeout=20).offset for receipt in receipts] == [0, 1, 2, 3]
+            assert [receipt.result(timeout=40).offset for receipt in receipts] == [0, 1, 2, 3]
             with pytest.raises(errors.RecordTooLarge, match="20971520"):
                 producer.send("big", b"z" * (21 * MIB))
         with client.consumer("big", start="earliest") as consumer:
@@ -51,9 +51,9 @@ class TestWithLittleMemory:
                 waiting += [busy.send_many("small", values, partition=n) for n in range(60)]
                 if lap % 10 == 5:
                     receipt = producer.send("big", b"z" * (2 * MIB - 1000))
-                    assert receipt.result(timeout=20).offset == lap // 10
+                    assert receipt.result(timeout=40).offset == lap // 10
             for found in waiting:
-                found.result(timeout=30)
+                found.result(timeout=40)
 
     def test_the_largest_batch_finds_its_ring_while_eight_clients_hold_theirs(
         self, broker: Any
@@ -70,6 +70,6 @@ class TestWithLittleMemory:
             memory = first.status()["memory"]
             assert memory["ingress_budget_bytes"] - memory["ingress_bytes"] >= 2 * MIB
             receipt = producers[3].send("big", b"z" * (MIB - 1000))
-            assert receipt.result(timeout=20).offset == 8
+            assert receipt.result(timeout=40).offset == 8
             for producer in producers:  # and the others go on
                 producer.send_and_wait("big", b"small")

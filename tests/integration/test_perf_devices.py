@@ -102,9 +102,9 @@ def test_one_durable_write_pays_one_rotation_however_large(tmp_path: Path) -> No
     with ModelHdd(tmp_path, hdd) as disk, mmap.mmap(-1, 8 << 20) as block:
         fd = os.open(disk.directory / "f", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
         os.posix_fallocate(fd, 0, 8 << 20)
-        took = took_ms(lambda: os.pwritev(fd, [block], 0, os.RWF_DSYNC))
+        took = [took_ms(lambda: os.pwritev(fd, [block], 0, os.RWF_DSYNC)) for _ in range(3)]
         os.close(fd)
-    assert 200 <= took < 8 * 200  # it came in eight pieces
+    assert 200 <= min(took) < 8 * 200  # it came in eight pieces
 
 
 @needs_fuse
@@ -183,7 +183,7 @@ def test_a_run_that_is_ended_unmounts_its_model(
         finally:
             process.send_signal(number)
         process.stderr.read()
-    assert process.wait(30) == code
+    assert process.wait(40) == code
     eventually(lambda: not mounted_below(tmp_path), lambda: "still mounted")
     with run.home_on(place) as home:
         left = {path.name for path in (tmp_path / "ssd").iterdir()}
@@ -213,7 +213,7 @@ def test_a_model_goes_with_its_user_and_with_its_own_process(tmp_path: Path) -> 
             assert mounted_below(place)
             os.kill(user.pid if who == "user" else pid, signal.SIGKILL)
             eventually(lambda place=place: not mounted_below(place), lambda: "still mounted")
-        user.wait(10)
+        user.wait(40)
 
 
 @needs_fuse
@@ -284,7 +284,7 @@ def test_direct_io_false_goes_through_the_page_cache(
         client.producer() as producer,
     ):
         client.create_topic("t")
-        producer.send("t", b"x").result(30)
+        producer.send("t", b"x").result(40)
         assert {each["io_mode"] for each in client.status()["partitions"]} == {"buffered"}
 
 

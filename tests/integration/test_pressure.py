@@ -13,21 +13,14 @@ from typing import Any
 
 import pytest
 import zmq
+from waiting import LIMIT_S, eventually
 
 from shmbroker import Pressure, errors
 from shmbroker.client.metadata import TopicPartition
 from shmbroker.client.pressure import Spot
 from shmbroker.client.remote.pressure import HeardPressures
 
-LIMIT_S = 20.0
 VALUE = b"x" * 10_000
-
-
-def eventually(condition: Callable[[], Any], what: Callable[[], Any]) -> None:
-    end = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < end, what()
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -86,7 +79,7 @@ def test_a_slow_disk_throttles_its_producers_who_can_say_why(
         heard = hear(client)
         with client.producer() as producer, other.producer() as idle:
             for one in (producer, idle):
-                one.send("t", b"first").result(5)
+                one.send("t", b"first").result(40)
             eventually(lambda: producer.pressure().state == "ok", producer.pressure)
             eventually(lambda: heard("t").state == "ok", lambda: heard("t"))
             disk.slow(400)
@@ -99,7 +92,7 @@ def test_a_slow_disk_throttles_its_producers_who_can_say_why(
                 assert level.ring_fill is not None
                 assert level.ring_bytes >= level.unsynced_bytes > 0
                 eventually(lambda: heard("t").state == "hard", lambda: heard("t"))
-                assert heard("t").reason
+                eventually(lambda: heard("t").reason, lambda: heard("t"))
                 waits: list[Any] = []
 
                 def explained() -> bool:
@@ -122,15 +115,15 @@ def test_a_slow_disk_throttles_its_producers_who_can_say_why(
                 thread.join()
             eventually(lambda: producer.pressure().state == "ok", producer.pressure)
             eventually(lambda: heard("t").state == "ok", lambda: heard("t"))
-            assert client.status()["waits"] == []
-            assert "nobody waits" in slow_broker.run("status").stdout
+            eventually(lambda: client.status()["waits"] == [], client.status)
+            eventually(lambda: "nobody waits" in slow_broker.run("status").stdout)
 
 
 def test_a_disk_that_stands_still_is_a_stall(slow_broker: Any, disk: Any) -> None:
     with slow_broker.client() as client:
         client.create_topic("t")
         with client.producer() as producer:
-            producer.send("t", b"first").result(5)
+            producer.send("t", b"first").result(40)
             disk.slow(60_000)
             receipt = producer.send("t", b"second")
             eventually(lambda: producer.pressure().worst.cause == "stalled", producer.pressure)
@@ -138,22 +131,21 @@ def test_a_disk_that_stands_still_is_a_stall(slow_broker: Any, disk: Any) -> Non
             eventually(lambda: status_of(client, "t")["cause"] == "stalled", client.status)
             with client.producer(on_full="drop") as filler:
                 # Who holds the write up, a flusher or the sequencer itself, is a matter of load.
-                eventually(
+                (wait,) = eventually(
                     lambda: (filler.send_many("t", [VALUE] * 10), client.status()["waits"])[1],
                     client.status,
                 )
-                (wait,) = client.status()["waits"]
                 disk.fast()
             assert (wait["pid"], wait["writer"]) == (os.getpid(), 0)
             assert any(w in wait["why"] for w in ("become durable", "said nothing", "not answer"))
-            receipt.result(10)
+            receipt.result(40)
 
 
 def test_drop_counts_are_exact_beside_a_slow_disk(slow_broker: Any, disk: Any) -> None:
     with slow_broker.client() as client:
         client.create_topic("t")
         with client.producer(on_full="drop", acks="memory") as producer:
-            producer.send("t", b"first").result(5)
+            producer.send("t", b"first").result(40)
             disk.slow(100)
             begun, offered = time.monotonic(), 1
             while time.monotonic() - begun < 1.0 or not producer.dropped():
@@ -171,16 +163,17 @@ def test_a_consumer_that_does_not_read_throttles_nobody(slow_broker: Any) -> Non
     with slow_broker.client() as client, slow_broker.client() as lazy:
         client.create_topic("t")
         with client.producer(max_block_ms=20_000) as producer:
-            producer.send("t", b"first").result(5)
+            producer.send("t", b"first").result(40)
             with lazy.consumer("t", start="earliest") as consumer:
-                assert consumer.poll(5).value == b"first"
+                assert consumer.poll(40).value == b"first"
                 for _ in range(20):  # ten rings full, each durable before the next
                     producer.send_many("t", [VALUE] * 50).result(LIMIT_S)
-                assert producer.pressure().state == "ok"
-                assert client.status()["waits"] == []
+                # A disk that took its time for a moment has its say, and no longer.
+                eventually(lambda: producer.pressure().state == "ok", producer.pressure)
+                eventually(lambda: client.status()["waits"] == [], client.status)
                 assert not [c for c in slow_broker.run("status").stdout.splitlines()
                             if c.startswith("waiting")]  # fmt: skip
-                assert consumer.poll(5).value == VALUE
+                assert consumer.poll(40).value == VALUE
 
 
 def test_who_sends_to_another_partition_behind_a_stuck_batch_is_told_of_it(
@@ -191,7 +184,7 @@ def test_who_sends_to_another_partition_behind_a_stuck_batch_is_told_of_it(
         client.create_topic("well")
         with client.producer() as producer:
             for topic in ("stuck", "well"):
-                producer.send(topic, b"first").result(5)
+                producer.send(topic, b"first").result(40)
             disk.slow(60_000)
             end = time.monotonic() + LIMIT_S
 
@@ -212,17 +205,15 @@ def test_a_dead_writer_is_told_of_at_once_and_comes_back(slow_broker: Any, hear:
         client.create_topic("t")
         heard = hear(client)
         with client.producer() as producer:
-            producer.send("t", b"first").result(5)
+            producer.send("t", b"first").result(40)
             eventually(lambda: heard("t").state == "ok", lambda: heard("t"))
             (writer,) = slow_broker.workers()
             writer.send_signal(signal.SIGSTOP)
             eventually(lambda: heard("t").cause == "writer", lambda: heard("t"))
             assert "said nothing for" in heard("t").reason
-            assert producer.pressure().worst.cause == "writer"
-            waits = client.status()["waits"]
+            eventually(lambda: producer.pressure().worst.cause == "writer", producer.pressure)
             producer.send("t", b"second")
-            eventually(lambda: client.status()["waits"], lambda: waits)
-            (wait,) = client.status()["waits"]
+            (wait,) = eventually(lambda: client.status()["waits"], client.status)
             assert (wait["topic"], wait["writer"]) == (None, 0)
             assert "said nothing" in wait["why"]
             writer.send_signal(signal.SIGKILL)
@@ -238,31 +229,34 @@ def test_an_offline_partition_says_so_and_the_others_go_on(slow_broker: Any, hea
         heard = hear(client)
         with client.producer() as producer:
             for topic in ("bad", "good"):
-                producer.send(topic, b"first").result(5)
+                producer.send(topic, b"first").result(40)
             directory = slow_broker.places.data_dir / "bad-0"
             directory.rename(directory.with_name("away"))  # the next segment can't be made
             with pytest.raises(errors.ShmbrokerError):
                 for _ in range(400):
-                    producer.send("bad", VALUE).result(5)
+                    producer.send("bad", VALUE).result(40)
             directory.with_name("away").rename(directory)
             eventually(lambda: heard("bad").state == "offline", lambda: heard("bad"))
             words = os.strerror(errno.ENOENT)
             eventually(lambda: words in heard("bad").reason, lambda: heard("bad"))
-            assert heard("good").state == "ok"
+            eventually(lambda: heard("good").state == "ok", lambda: heard("good"))
+            spot = TopicPartition("good", 0)
+            eventually(
+                lambda: producer.pressure().partitions[spot].state == "ok", producer.pressure
+            )
             found = producer.pressure()
             assert isinstance(found, Pressure)
             assert found.worst is not None
             assert (found.worst.topic, found.state) == ("bad", "offline")
-            assert found.partitions[TopicPartition("good", 0)].state == "ok"
-            producer.send("good", b"second").result(5)
-            assert status_of(client, "bad")["state"] == "offline"
+            producer.send("good", b"second").result(40)
+            eventually(lambda: status_of(client, "bad")["state"] == "offline", client.status)
 
 
 def test_while_the_broker_is_gone_a_producer_is_told_so(slow_broker: Any) -> None:
     with slow_broker.client(reconnect_s=LIMIT_S) as client:
         client.create_topic("t")
         with client.producer() as producer:
-            producer.send("t", b"first").result(5)
+            producer.send("t", b"first").result(40)
             slow_broker.kill9(everything=True)
             eventually(lambda: producer.pressure().state == "hard", producer.pressure)
             assert producer.pressure().worst.cause == "unknown"

@@ -27,7 +27,7 @@ def in_child(what: Callable[[], None]) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # threads and fork: what this is about
         process = multiprocessing.get_context("fork").Process(target=what)
         process.start()
-    process.join(30)
+    process.join(40)
     assert process.exitcode == 0
 
 
@@ -62,9 +62,9 @@ def test_a_forked_childs_producer_says_the_way_out_and_the_parents_goes_on(broke
                 gc.collect()
 
             in_child(child)
-            assert receipt.result(10).offset == 0
-            assert many.result(10).base_offsets == {0: 1}
-            assert producer.send_and_wait("one", b"3", timeout=10).offset == 3
+            assert receipt.result(40).offset == 0
+            assert many.result(40).base_offsets == {0: 1}
+            assert producer.send_and_wait("one", b"3", timeout=40).offset == 3
     assert called == [receipt]
 
 
@@ -81,12 +81,12 @@ def test_a_child_makes_its_own_producer_with_threads_of_its_own(broker: Broker) 
                 with connect(instance) as mine, mine.producer() as own:
                     receipt = own.send("one", b"1")
                     receipt.add_done_callback(called.append)
-                    own.flush(10)
+                    own.flush(40)
                     assert called == [receipt]
                     assert receipt.result(0).offset == 1
 
             in_child(child)
-            assert producer.send_and_wait("one", b"2", timeout=10).offset == 2
+            assert producer.send_and_wait("one", b"2", timeout=40).offset == 2
 
 
 def test_a_forked_childs_asyncio_producer_touches_no_loop(broker: Broker) -> None:

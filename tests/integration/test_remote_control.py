@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
+import zmq
 from remote_peer import RemotePeer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from acceptor_harness import HERE, LIMIT_S, REPOSITORY, Broker, broker_at, eventually
+from acceptor_harness import HERE, REPOSITORY, Broker, broker_at
+from waiting import LIMIT_S, eventually
 
 from shmbroker.config import Places
 
@@ -116,7 +119,7 @@ def test_an_old_or_unknown_version_is_a_clear_error(shared: Broker) -> None:
 
 
 def test_no_more_clients_than_are_allowed_until_a_silent_one_is_forgotten(broker: Broker) -> None:
-    broker.up(address=ANYWHERE, heartbeat_ms=300, dead_ms=1500, max_connections=2)
+    broker.up(address=ANYWHERE, heartbeat_ms=300, dead_ms=3000, max_connections=2)
     address, token = listen_of(broker)["control"][0], token_of(broker)
     with RemotePeer(address) as silent, RemotePeer(address) as speaking, RemotePeer(address) as new:
         speaking.hello(token)
@@ -201,3 +204,33 @@ def test_garbage_on_the_control_port_hurts_nobody(shared: Broker) -> None:
         found = good.ask("status")
         assert found["state"] == "running"
         assert {c["client"] for c in found["listen"]["clients"]} - before == {good.who["client"]}
+
+
+def test_the_heartbeats_of_many_are_answered_together_and_hold_nobody_up(broker: Broker) -> None:
+    broker.up(address=ANYWHERE)
+    address, token = listen_of(broker)["control"][0], token_of(broker)
+    context = zmq.Context()
+    peers: list[tuple[zmq.Socket[bytes], dict[str, Any]]] = []
+    try:
+        for _ in range(150):
+            sock = context.socket(zmq.DEALER)
+            sock.linger = 0
+            sock.connect(address)
+            hello = {"v": 1, "id": 0, "op": "hello", "min": 1, "max": 1, "token": token}
+            sock.send(orjson.dumps(hello))
+            assert sock.poll(LIMIT_S * 1000)
+            ok = orjson.loads(sock.recv())["ok"]
+            peers.append((sock, {"v": 1, "client": ok["client"], "secret": ok["secret"]}))
+        with RemotePeer(address) as working:
+            working.hello(token)
+            for n in range(1, 21):  # 150 at a time are more than are looked at together
+                for sock, who in peers:
+                    sock.send(orjson.dumps(who | {"id": n, "op": "heartbeat"}))
+                assert working.ask("metadata", topics=None) == {"topics": {}}
+            for sock, _ in peers:
+                for n in range(1, 21):
+                    assert sock.poll(LIMIT_S * 1000)
+                    assert orjson.loads(sock.recv()) == {"v": 1, "id": n, "ok": {}}
+            assert len(listen_of(broker)["clients"]) == 151
+    finally:
+        context.destroy(linger=0)

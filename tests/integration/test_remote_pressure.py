@@ -11,6 +11,8 @@ import pytest
 import zmq
 from ingress_rig import PATIENCE_S, Remote, Topic
 from remote_peer import RemotePeer
+from streamed import LISTENING, connect_remote
+from waiting import eventually
 
 from shmbroker.client.client import Client
 from shmbroker.client.metadata import TopicPartition
@@ -44,13 +46,6 @@ def context() -> Iterator[Any]:
     made = zmq.Context()
     yield made
     made.destroy(linger=0)
-
-
-def eventually(condition: Callable[[], Any], what: Callable[[], Any]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, what()
-        time.sleep(0.02)
 
 
 def curve(keys: KeyDirectory, pair: KeyPair) -> Callable[[Any], None]:
@@ -143,12 +138,12 @@ def test_a_slow_disk_is_told_elsewhere_and_who_waits_there_is_shown(
         assert (wait["topic"], wait["pid"]) == ("t", None)
         assert wait["waiting_bytes"] > 0
         assert wait["why"]
-        said = slow_broker.run("status").stdout
-        assert "a test (elsewhere, by ingress-0) waits for t-0" in said
+        told = "a test (elsewhere, by ingress-0) waits for t-0"
+        eventually(lambda: told in slow_broker.run("status").stdout, client.status)
         disk.fast()
         producer.settled()
         eventually(lambda: level().state == "ok", level)
-        assert client.status()["waits"] == []
+        eventually(lambda: client.status()["waits"] == [], client.status)
         heard.close()
         producer.close()
 
@@ -159,11 +154,11 @@ def test_a_remote_producer_asks_as_a_local_one_does(slow_broker: Any, disk: Any)
         listen = local.status()["listen"]
     token = Path(listen["token_file"]).read_text().strip()
     connection = RemoteConnection(
-        listen["control"][0], Credentials(token), timeout=5.0, reconnect_s=PATIENCE_S
+        listen["control"][0], Credentials(token), timeout=20.0, reconnect_s=PATIENCE_S
     )
     with Client(connection) as client, client.producer(on_full="drop") as producer:
         assert producer.pressure().worst is None
-        producer.send("t", b"first").result(5)
+        producer.send("t", b"first").result(40)
 
         def level() -> Any:
             return producer.pressure().partitions[TopicPartition("t", 0)]
@@ -185,3 +180,29 @@ def test_a_remote_producer_asks_as_a_local_one_does(slow_broker: Any, disk: Any)
     with slow_broker.client() as local:
         (partition,) = local.status()["partitions"]
         assert partition["log_end_offset"] + lost == offered
+
+
+@pytest.mark.parametrize(
+    "broker_config",
+    [f"{LISTENING}[pressure]\nsoft_fill_percent = 5\nhard_fill_percent = 95\nmargin_percent = 1\n"],
+)
+def test_a_remote_producers_own_ring_is_judged_by_the_brokers_thresholds(broker: Any) -> None:
+    with connect_remote(broker) as client, client.producer() as producer:
+        client.create_topic("t")
+        producer.send_and_wait("t", b"first", timeout=PATIENCE_S)
+
+        def level() -> Any:
+            return producer.pressure().partitions[TopicPartition("t", 0)]
+
+        eventually(lambda: (level().state, level().cause) == ("ok", "none"), level)
+        (ingress,) = broker.workers("ingress")
+        ingress.suspend()
+        try:
+            while level().ingress_fill < 0.1:
+                producer.send("t", bytes(10_000))
+            assert level().ingress_fill < 0.4, "the usual limit is 50 %"
+            assert (level().state, level().cause) == ("soft", "ingress")
+        finally:
+            ingress.resume()
+        producer.flush(PATIENCE_S)
+        eventually(lambda: level().state == "ok", level)

@@ -26,7 +26,7 @@ def _segments(client: Any) -> list[int]:
 
 def _send(client: Any, values: list[bytes]) -> None:
     with client.producer() as producer:
-        producer.send_many("t", values).result(timeout=20)
+        producer.send_many("t", values).result(timeout=40)
 
 
 def test_segment_ms_rolls_a_segment_that_nobody_filled(broker: Broker) -> None:
@@ -41,7 +41,7 @@ def test_segment_ms_rolls_a_segment_that_nobody_filled(broker: Broker) -> None:
 
         eventually(rolled, lambda: _segments(client))
         with client.consumer("t", start="earliest") as consumer:
-            first = consumer.poll(timeout=10)
+            first = consumer.poll(timeout=40)
             assert first is not None
             assert first.value == b"old"
 
@@ -54,15 +54,16 @@ def test_retention_ms_retires_segments_and_a_consumer_below_is_told_both_offsets
         client.create_topic("t", config=config)
         with client.consumer("t", start="earliest") as consumer:
             _send(client, [b"%04d" % n + bytes(1000) for n in range(500)])
-            first = consumer.poll(timeout=10)
+            first = consumer.poll(timeout=40)
             assert first is not None
             assert first.offset == 0
             consumer.seek(1)
-            eventually(lambda: _segments(client)[0] > 100, lambda: _segments(client))
+            # All but the active one go; until then the start may still rise.
+            eventually(lambda: len(_segments(client)) == 1, lambda: _segments(client))
             with pytest.raises(errors.OffsetOutOfRange) as gap:
                 for _ in range(500):  # what it had fetched, or can still read, comes first
                     consumer.seek(1)
-                    consumer.poll(timeout=10)
+                    consumer.poll(timeout=40)
             assert gap.value.offset == 1
             assert gap.value.log_start_offset == _segments(client)[0]
 
@@ -73,10 +74,14 @@ def test_retention_bytes_keeps_at_least_that_much(broker: Broker) -> None:
         client.create_topic("t", config=config)
         values = [b"%04d" % n + bytes(1000) for n in range(1000)]
         _send(client, values)
-        eventually(lambda: _segments(client)[0] > 700, lambda: _segments(client))
+        # Two whole segments and what is in the active one; until then the start may still rise.
+        eventually(lambda: len(_segments(client)) <= 3, lambda: _segments(client))
+        kept: list[bytes] = []
         with client.consumer("t", start="earliest") as consumer:
-            batches = [batch.values() for batch in consumer.batches(timeout=0.5)]
-        kept = [value for values in batches for value in values]
+            while not kept or kept[-1] != values[-1]:
+                batch = consumer.poll_batch(40)
+                assert batch is not None
+                kept += batch.values()
         assert kept == values[-len(kept) :]
         assert sum(map(len, kept)) >= 1 << 17
 

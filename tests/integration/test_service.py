@@ -7,19 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import LIMIT_S, eventually
 
 import shmbroker
 from shmbroker.config import load
 from shmbroker.places import Places
 from shmbroker.workers import detached, logfile
-
-LIMIT_S = 20.0
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -72,14 +70,6 @@ def test_a_manager_that_is_gone_harms_nobody(isolated_env: dict[str, str], tmp_p
     finally:
         del os.environ["NOTIFY_SOCKET"]
     detached.stop(shmbroker.connect("t"))
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """For what another process does once a second."""
-    deadline = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
 
 
 def test_the_log_of_a_detached_broker_is_bounded_and_loses_no_line(

@@ -23,8 +23,8 @@ def interrupt():
 with shmbroker.connect() as client:
     client.create_topic("t", if_not_exists=True)
     with client.consumer("t") as consumer:
-        threading.Thread(target=interrupt).start()
         try:
+            threading.Thread(target=interrupt).start()
             {wait}
         except KeyboardInterrupt:
             print("interrupted")
@@ -40,7 +40,7 @@ def test_a_signal_that_another_thread_got_ends_a_wait(broker: Any, wait: str) ->
         env=env,
         capture_output=True,
         text=True,
-        timeout=15,
+        timeout=60,
         check=False,
     )
     assert done.stdout == "interrupted\n", done.stderr
@@ -54,8 +54,8 @@ with shmbroker.connect() as client:
     client.create_topic("t")
     with client.consumer("t") as consumer:
         input("ready")
-        print("waiting", flush=True)
         try:
+            print("waiting", flush=True)
             {wait}
         except KeyboardInterrupt:
             print("interrupted")
@@ -88,7 +88,7 @@ except KeyboardInterrupt:
         (PLAIN, "shmbroker.connect(timeout=60)", False),
         (ASYNCIO, "consumer.poll(None)", True),
         (ASYNCIO, "client.create_topic('u')", False),
-        (ASYNCIO, "shmbroker.aio.connect(timeout=3)", False),
+        (ASYNCIO, "shmbroker.aio.connect(timeout=5)", False),
     ],
 )
 def test_ctrl_c_ends_a_wait_at_once(broker: Any, code: str, wait: str, answering: bool) -> None:
@@ -115,11 +115,11 @@ def test_ctrl_c_ends_a_wait_at_once(broker: Any, code: str, wait: str, answering
             process.send_signal(signal.SIGINT)
             said = process.stdout.readline()
             took = time.monotonic() - began
-            _, err = process.communicate(timeout=10)
+            _, err = process.communicate(timeout=40)
         finally:
             os.kill(broker.pid, signal.SIGCONT)
     assert (said, err) == ("interrupted\n", "")
-    assert took < 2  # and not only when the wait's own time had passed
+    assert took < 4  # and not only when the wait's own time had passed
 
 
 def _sleeps(pid: int) -> bool:

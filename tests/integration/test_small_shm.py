@@ -21,13 +21,13 @@ with shmbroker.connect() as client:
     assert all(receipt.result().offset == n // 200 for n, receipt in enumerate(spread))
     with client.consumer("deep", start="earliest") as consumer:
         at = 0
-        for batch in consumer.batches(timeout=20):
+        for batch in consumer.batches(timeout=40):
             assert batch.values() == [b"%020d" % n for n in range(at, at + len(batch))]
             at += len(batch)
             if at == 200_000:
                 break
     with client.consumer("wide", start="earliest") as consumer:
-        got = sorted(int(consumer.poll(timeout=20).value) for _ in range(1000))
+        got = sorted(int(consumer.poll(timeout=40).value) for _ in range(1000))
     assert got == list(range(1000))
     memory = client.status()["memory"]
     print("budget", memory["budget_bytes"])

@@ -32,7 +32,7 @@ from .conftest import Broker
 from .streaming import reader_of, shared_broker
 
 RESET = bytes([1, 0, 0, 0, 0, 0, 0, 0])  # struct linger: at once
-QUICK = ListenSection(heartbeat_ms=100, dead_ms=500)
+QUICK = ListenSection(heartbeat_ms=100, dead_ms=800)
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ class TestSilence:
     ) -> None:
         with rig.connect() as consumer:
             began, seen = time.monotonic(), [*consumer.events()]
-            assert 0.3 < time.monotonic() - began < 5
+            assert 0.5 < time.monotonic() - began < 40
             assert len(seen) >= 2
             assert all(isinstance(event, Heartbeat) for event in seen)
 
@@ -215,10 +215,10 @@ class TestSilence:
             producer.flush(LIMIT_S)
         with rig.connect() as consumer:
             consumer.subscribe(topic.id, start=Start.EARLIEST)
-            end = time.monotonic() + 1.5
+            end = time.monotonic() + 2.0
             while time.monotonic() < end:
                 consumer.say(Heartbeat())
-                time.sleep(0.05)  # three times what a silent one would be given up after
+                time.sleep(0.05)  # twice what a silent one would be given up after
             assert check_gapless(consumer.read(12_000), 0) == 12_000
 
 
@@ -262,7 +262,8 @@ class TestTls:
 
     @pytest.fixture
     def rig(self, broker: Broker, tmp_path: Path, files: TlsFiles) -> Iterator[ReaderRig]:
-        with reader_of(broker, tmp_path, QUICK, files) as made:
+        listen = ListenSection(heartbeat_ms=500, dead_ms=3000)  # handshakes are given so long too
+        with reader_of(broker, tmp_path, listen, files) as made:
             yield made
 
     def wrapped(self, rig: ReaderRig, files: TlsFiles) -> ssl.SSLSocket:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import mmap
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from stream_rig import LIMIT_S, ReaderRig, check_gapless, next_of
+from stream_rig import LIMIT_S, ReaderRig, StreamConsumer, check_gapless, next_of
+from waiting import eventually
 
 from shmbroker import errors
 from shmbroker._core import reader as core
 from shmbroker._core import shm
 from shmbroker.client.metadata import TopicInfo
+from shmbroker.config import ListenSection
 from shmbroker.wire.native.stream_frames import (
     Batches,
     Credit,
@@ -203,6 +208,83 @@ class TestRetention:
         finally:
             stop.set()
             thread.join()
+
+
+class TestTakenFrames:
+    """Retention takes what a frame that has begun still has to send: the frame is cut, which the
+    consumer sees as half a frame; when it comes again it is told what is gone."""
+
+    @pytest.fixture
+    def rig(self, broker: Broker, tmp_path: Path) -> Iterator[ReaderRig]:
+        with reader_of(broker, tmp_path, ListenSection(heartbeat_ms=200, dead_ms=1000)) as made:
+            yield made
+
+    def half_a_frame(self, consumer: StreamConsumer) -> int:
+        """What is left on the connection, which ends within a frame: its whole batches' end."""
+        end = 0
+        for event in consumer.events():
+            assert isinstance(event, (Batches, Heartbeat))
+            if isinstance(event, Batches):
+                end = check_gapless(event.data, end)
+        return end
+
+    def goes_on(self, rig: ReaderRig, topic: TopicInfo, at: int, start: int, end: int) -> None:
+        """A consumer that has records below `at` is told that they begin at `start`."""
+        with rig.connect() as again:
+            failed = again.subscribe(topic.id, at)
+            assert isinstance(failed, Failed)
+            assert isinstance(failed.error, errors.OffsetOutOfRange)
+            assert failed.error.log_start_offset == start
+            begun = again.subscribe(topic.id, number=2, start=Start.EARLIEST)
+            assert isinstance(begun, Subscribed)
+            assert check_gapless(again.read(end, 2), start) == end
+
+    def test_a_slow_consumer_keeps_no_retired_segment(
+        self, rig: ReaderRig, topic: TopicInfo
+    ) -> None:
+        first = sorted(Path(topic.partitions[0].directory).glob("*.log"))[0]
+        segment = os.open(first, os.O_RDONLY)
+        with rig.connect("unix") as slow:
+            slow.subscribe(topic.id, 0)
+            eventually(lambda: "read its socket" in rig.status()["peers"][0]["waits_for"])
+            end = time.monotonic() + 2.0
+            while time.monotonic() < end:  # as long as it is there, it is only slow
+                slow.say(Heartbeat())
+                time.sleep(0.1)
+            assert rig.status()["connections"] == 1
+            assert rig.client.delete_records("t", partition=0, before_offset=6000) == {0: 6000}
+            assert os.fstat(segment).st_nlink == 0, "it was taken, and is still held by the reader"
+            os.close(segment)
+
+            def dropped() -> bool:
+                with suppress(OSError):
+                    slow.say(Heartbeat())
+                return bool(rig.status()["connections"] == 0)
+
+            eventually(dropped, rig.status)
+            assert rig.status()["open_segments_of"] == 0
+            at = self.half_a_frame(slow)
+        assert at < 6000
+        self.goes_on(rig, topic, at, 6000, 8000)
+
+    def test_a_frame_whose_rest_is_nowhere_any_more_is_cut(self, rig: ReaderRig) -> None:
+        """It was begun out of the ring, which has gone round, and the segments behind it went."""
+        topic = rig.client.create_topic("t", config=SEGMENTS)
+        with rig.connect("unix") as slow, rig.client.producer() as producer:
+            slow.subscribe(topic.id, limit=0)
+            for _ in range(12):
+                producer.send_many("t", [os.urandom(1000)] * 20).result(LIMIT_S)
+            slow.say(Credit(1, 1 << 40))  # 240 kB in one frame, more than its socket takes
+            eventually(lambda: "read its socket" in rig.status()["peers"][0]["waits_for"])
+            for _ in range(120):
+                producer.send_many("t", [os.urandom(1000)] * 20).result(LIMIT_S)
+            found = rig.client.delete_records("t", {0: "latest"})
+            assert found == {0: 2640}
+            slow.say(Heartbeat())
+            assert self.half_a_frame(slow) == 0
+            eventually(lambda: rig.status()["connections"] == 0, rig.status)
+            producer.send_many("t", [b"after"] * 10).result(LIMIT_S)
+        self.goes_on(rig, topic, 0, 2640, 2650)
 
 
 class TestTrouble:

@@ -31,7 +31,7 @@ from shmbroker.wire.native.stream_frames import (
 from shmbroker.wire.native.stream_server import StreamServer
 
 TOKEN, TOPIC = b"a token", bytes(16)
-LIMIT_S = 20.0
+LIMIT_S = 40.0
 FRAME_BYTES = 20_000
 
 

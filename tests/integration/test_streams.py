@@ -252,5 +252,5 @@ def test_half_a_frame_is_left_when_the_consumer_goes(rig: ReaderRig, topic: Topi
         consumer.subscribe(topic.id, n * 200)
         consumer.close()
     eventually(lambda: rig.status()["connections"] == 0, rig.status)
-    assert rig.status()["partitions"] == 0
-    assert rig.status()["open_segments_of"] == 0
+    eventually(lambda: rig.status()["partitions"] == 0, rig.status)
+    eventually(lambda: rig.status()["open_segments_of"] == 0, rig.status)

@@ -14,7 +14,7 @@ import asyncio, threading, shmbroker
 client = shmbroker.connect()
 client.create_topic("t")
 consumer, producer = client.consumer("t"), client.producer()
-producer.send("t", b"x").result(10)
+producer.send("t", b"x").result(40)
 inside = client.consumer("t")
 threading.Thread(target=inside.poll, daemon=True).start()
 
@@ -40,7 +40,7 @@ def test_a_program_that_closes_nothing_exits_at_once(broker: Any, warnings: str)
         env=broker.env,
         capture_output=True,
         text=True,
-        timeout=20,  # it used to hang where daemon threads can't be joined (Python 3.13)
+        timeout=60,  # it used to hang where daemon threads can't be joined (Python 3.13)
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

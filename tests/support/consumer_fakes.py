@@ -271,8 +271,8 @@ class FakeBroker:
             "format": 1,
             "adopted": self.adopted,
         }
+        self.attached.append(sock)  # before it is answered: who is attached can be told things
         sock.send(json.dumps({"v": 1, "ok": ok}).encode())
-        self.attached.append(sock)
 
     def _answer(self, message: dict[str, Any]) -> dict[str, Any] | None:
         self.asked.append(message["op"])

@@ -174,7 +174,7 @@ class Rig:
         engine.stop_sequencer()
         engine.stop_flushers()
         for thread in self.threads:
-            thread.join(10)
+            thread.join(40)
             assert not thread.is_alive()
         self.threads.clear()
 
@@ -275,7 +275,7 @@ class Rig:
         """Spins until a condition holds (the rings have no bell for a test)."""
         import time
 
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 40
         while not condition():
             assert time.monotonic() < deadline, "it never came true"
             time.sleep(0.0002)

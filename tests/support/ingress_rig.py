@@ -10,8 +10,6 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
-import random
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from typing import Any
 
 import zmq
 from hosts import OtherHost
+from ports import free_port
 
 from shmbroker import errors
 from shmbroker._core.batch import encode_values
@@ -43,20 +42,8 @@ from shmbroker.wire.native.state import State
 from shmbroker.workers.lifecycle import run_worker
 
 TOKEN = b"the token of this test"
-PATIENCE_S = 20.0
+PATIENCE_S = 40.0
 _CLONE_NEWNET = 0x40000000
-
-
-def free_port() -> int:
-    """Below those that the kernel gives out: see test_ingress_sockets."""
-    for port in random.sample(range(20_000, 30_000), 50):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no free port")
 
 
 class IngressProcess:

@@ -21,7 +21,7 @@ from engine_rig import FRAME, PAGE, RECEIPT, batch
 
 from shmbroker.places import Places
 
-LIMIT_S = 20.0
+LIMIT_S = 40.0
 _FUTEX = {"x86_64": 202, "aarch64": 98}[platform.machine()]
 _WRITER_WORD = 2  # SHMB_PARK_WRITER
 

@@ -10,7 +10,7 @@ import zmq
 
 from shmbroker.control.keys import KeyPair
 
-LIMIT_S = 20.0
+LIMIT_S = 40.0
 
 
 class RemotePeer:

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from ports import free_port
+
 from shmbroker import errors
 from shmbroker._core import batch, shm
 from shmbroker._core.reader import EpochWord, Mapping, wake_all
@@ -205,8 +207,9 @@ class StreamDouble:
     def listen(self, address: str = "tcp") -> None:
         """Takes connections (again)."""
         if address == "tcp":
-            self.listener = socket.create_server(("127.0.0.1", 0))
-            self.endpoint = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
+            port = free_port()
+            self.listener = socket.create_server(("127.0.0.1", port))
+            self.endpoint = f"tcp://127.0.0.1:{port}"
         elif address.startswith("tcp:"):
             self.listener = socket.create_server(("127.0.0.1", int(address.rpartition(":")[2])))
         else:
@@ -280,7 +283,7 @@ class StreamDouble:
 class DoubleConnection:
     """What a client needs of a remote connection; `gone` and `back` are the broker's."""
 
-    def __init__(self, double: StreamDouble, *, reconnect_s: float = 10.0) -> None:
+    def __init__(self, double: StreamDouble, *, reconnect_s: float = 40.0) -> None:
         self.double, self.reconnect_s, self.timeout = double, reconnect_s, 5.0
         self.epoch = EpochWord()
         self.closed = self.closing = False

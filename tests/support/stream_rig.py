@@ -14,6 +14,7 @@ from typing import Any
 from shmbroker._core.batch import batch_headers
 from shmbroker.client.client import Client, connect
 from shmbroker.config import ListenSection
+from shmbroker.control.authorized import DataTokens
 from shmbroker.control.listening import TlsFiles
 from shmbroker.wire.native.greeting import Hello, Welcome
 from shmbroker.wire.native.stream_client import StreamClient
@@ -33,9 +34,9 @@ from shmbroker.workers.streams.door import open_tcp, open_unix
 from shmbroker.workers.streams.server import Streams
 
 TOKEN = b"a token"
-LIMIT_S = 20.0
+LIMIT_S = 40.0
 PLENTY = 1 << 50
-HEARTBEATS = ListenSection(heartbeat_ms=3000, dead_ms=9000)
+HEARTBEATS = ListenSection(heartbeat_ms=9000, dead_ms=27_000)  # no test waits so long
 
 
 class ReaderRig:
@@ -52,7 +53,7 @@ class ReaderRig:
         self.port = doors[0].port
         self.gone = threading.Event()
         self.streams = Streams(
-            self.client, doors, TOKEN, listen, self.loop.after, self._broker_gone
+            self.client, doors, DataTokens(TOKEN), listen, self.loop.after, self._broker_gone
         )
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

@@ -154,7 +154,7 @@ class Station:
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Housekeeps until it holds."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 40
         while not condition():
             self.housekeep()
             assert time.monotonic() < deadline, "it never came true"

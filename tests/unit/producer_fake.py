@@ -116,6 +116,7 @@ class Broker:
     def __post_init__(self) -> None:
         self.lib = library()
         self.next_ingress = 0
+        self.closing, self.closed = threading.Lock(), False
         self.next_producer = 100
         self.slot_of: dict[tuple[str, int], tuple[int, int]] = {}
         self.fakes: dict[int, Fake] = {}
@@ -146,6 +147,12 @@ class Broker:
         return at
 
     def open_ingress(self, capacity: int, slots: int) -> dict[str, int]:
+        with self.closing:
+            if self.closed:  # a thread of the producer's that comes late finds nobody
+                raise BrokerGone("the fake broker is closed")
+            return self._open_ingress(capacity, slots)
+
+    def _open_ingress(self, capacity: int, slots: int) -> dict[str, int]:
         self.next_ingress += 1
         i = self.next_ingress
         name = f"{self.prefix}-i{i}"
@@ -192,6 +199,8 @@ class Broker:
         return self.log.raw[: self.writer.log_end]
 
     def close(self) -> None:
+        with self.closing:
+            self.closed = True
         for ingress in list(self.threads):
             self.stop_writer(ingress)
         for name in self.names:

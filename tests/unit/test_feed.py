@@ -108,9 +108,12 @@ def test_a_feed_without_batches_takes_no_ring_and_has_no_records(rig: Rig) -> No
 
 def test_what_comes_is_read_as_from_a_brokers_ring(rig: Rig) -> None:
     assert rig.gets(rig.frame(rig.batch(b"a", b"b"), rig.batch(b"c", leader_epoch=4))) == feed.MORE
-    got = rig.reader.fetch(1 << 20)
+    got, more = rig.reader.fetch(1 << 20), rig.reader.fetch(1 << 20)  # one leader epoch each
     assert got is not None
-    assert (got.values(), got.base_offset, got.next_offset) == ([b"a", b"b", b"c"], 0, 3)
+    assert more is not None
+    assert (got.values(), got.base_offset, got.next_offset) == ([b"a", b"b"], 0, 2)
+    assert (more.values(), more.base_offset, more.next_offset) == ([b"c"], 2, 3)
+    assert (got.leader_epoch, more.leader_epoch) == (0, 4)
     assert (rig.reader.position, rig.reader.leader_epoch, rig.feed.leader_epoch) == (3, 4, 4)
 
 

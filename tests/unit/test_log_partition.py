@@ -262,7 +262,7 @@ def test_a_roll_does_not_wait_for_a_checkpoint_that_is_slow(
     def slow(fd: int) -> None:
         if threading.current_thread().name == "checkpoints":
             reached.set()
-            assert go_on.wait(20)
+            assert go_on.wait(40)
         sync(fd)
 
     monkeypatch.setattr(os, "fsync", slow)
@@ -270,7 +270,7 @@ def test_a_roll_does_not_wait_for_a_checkpoint_that_is_slow(
     assert pending is not None
     thread = threading.Thread(target=pending.run, name="checkpoints")
     thread.start()
-    assert reached.wait(20)
+    assert reached.wait(40)
     length = rig.position
     rig.log.roll(rig.offset)
     assert rig.log.retire(1 << 50, rig.offset) is None, "nor does retention wait: it comes again"

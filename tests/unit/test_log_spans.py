@@ -243,7 +243,7 @@ def test_what_is_sent_from_a_segment_does_not_pass_through_user_memory(
         )  # fmt: skip
         near.close()
         whole = b"".join(iter(lambda: far.recv(1 << 20), b""))
-        assert sender.wait(30) == 0
+        assert sender.wait(40) == 0
     assert whole == rig.written()
     lines = [n for n in trace.read_text().splitlines() if "t-0" in n and ".log>" in n]
     results = [(line.split("(")[0], re.search(r"= (\d+)$", line)) for line in lines]

@@ -18,7 +18,7 @@ from shmbroker._core import shm
 from shmbroker._core.batch import next_batch
 from shmbroker._core.reader import EpochWord, Mapping
 from shmbroker.client.metadata import Metadata
-from shmbroker.client.producer import Producer
+from shmbroker.client.producer import Producer, outlets_of
 from shmbroker.client.remote.connection import RemoteConnection
 from shmbroker.client.remote.mirror import Mirror, Spot
 
@@ -166,7 +166,7 @@ def test_a_published_frame_rings_the_bell_and_its_answer_settles_the_receipt(
     assert (ring.pending_bytes, ring.unanswered) == (0, 1)
     assert not receipt.done()
     ring.answer(seq, 0, 1234)
-    assert receipt.result(5).offset == 1234
+    assert receipt.result(40).offset == 1234
     assert ring.unanswered == 0
     for wrong in (seq, seq + 1):
         with pytest.raises(ValueError, match="waits for no answer"):
@@ -229,9 +229,10 @@ def test_records_gather_while_the_connection_takes_none(here: Here) -> None:
     with Producer(client_of(here), linger_ms=60_000) as producer:
         for value in (b"leaves at once", b"gathers", b"gathers too"):
             producer.send("t", value, partition=0)
-        ((ring, seq, *_),) = here.frames()
+        (counters,) = outlets_of(here).counters().values()
+        assert counters["in_flight"] == 1, "who takes it has the others sent"
         producer._sender_state.publish()
-        ((_, last, _, batch, _),) = here.frames()
+        (ring, seq, *_), (_, last, _, batch, _) = here.frames()
         assert b"gathers" in bytes(batch)
         assert b"gathers too" in bytes(batch)
         ring.answer(seq, 0, 0)
@@ -259,7 +260,7 @@ def test_answers_in_any_order_come_as_receipts_in_the_order_of_frames(
         ready = next(i for i in range(61) if i not in answered)
         assert ring.unanswered == 60 - ready
     for n, receipt in enumerate(receipts):
-        assert receipt.result(5).offset == 10 * n
+        assert receipt.result(40).offset == 10 * n
 
 
 def test_a_refused_batch_fails_by_its_error_and_the_next_chain_begins_anew(
@@ -274,17 +275,17 @@ def test_a_refused_batch_fails_by_its_error_and_the_next_chain_begins_anew(
     for (ring, seq, *_), code in zip(frames, codes, strict=True):
         ring.answer(seq, code, -1)
     with pytest.raises(errors.InvalidRecord):
-        receipts[0].result(5)
+        receipts[0].result(40)
     with pytest.raises(errors.EarlierRejected):
-        receipts[2].result(5)
-    receipts[1].exception(5)
+        receipts[2].result(40)
+    receipts[1].exception(40)
     good = producer.send("t", b"good", partition=0)
     ((ring, seq, _, batch, _),) = here.frames()
     raised = next_batch(batch)
     assert raised is not None
     assert (raised.producer_epoch, raised.base_sequence) == (1, 0)  # type: ignore[attr-defined]
     ring.answer(seq, 0, 3)
-    assert good.result(5).offset == 3
+    assert good.result(40).offset == 3
 
 
 def test_a_ring_that_nobody_empties_throttles_its_producer(here: Here) -> None:

@@ -67,7 +67,7 @@ def resume(broker: Broker) -> None:
 def test_there_is_no_pressure_before_the_first_record_and_none_at_rest(broker: Broker) -> None:
     with Producer(FakeClient(broker)) as p:
         assert (p.pressure().worst, p.pressure().state, str(p.pressure())) == (None, "ok", "ok")
-        p.send("one", b"").result(5)
+        p.send("one", b"").result(40)
         asked = len(broker.requests)
         now = p.pressure()
         assert now.partitions.keys() == {ONE}
@@ -81,7 +81,7 @@ def test_the_producers_own_ring_fills_and_the_reason_names_what_is_in_front(
 ) -> None:
     with Producer(FakeClient(broker), on_full="drop") as p:
         for where in (ONE, LAST):
-            p.send(where.topic, b"", partition=where.partition).result(5)
+            p.send(where.topic, b"", partition=where.partition).result(40)
         broker.writer.paused = 1
         seen = []
         while not p.dropped():
@@ -95,7 +95,7 @@ def test_the_producers_own_ring_fills_and_the_reason_names_what_is_in_front(
         assert "the batch in front is for many-3" in level.reason
         assert "in front" not in p.pressure().partitions[LAST].reason, "it is its own"
         resume(broker)
-        p.flush(10)
+        p.flush(40)
         assert p.pressure().state == "ok"
 
 
@@ -104,8 +104,8 @@ def test_what_is_in_front_may_be_another_producers(broker: Broker) -> None:
         Producer(FakeClient(broker)) as p,
         Producer(FakeClient(broker), on_full="drop") as other,
     ):
-        p.send("one", b"").result(5)
-        other.send("many", b"", partition=3).result(5)
+        p.send("one", b"").result(40)
+        other.send("many", b"", partition=3).result(40)
         broker.writer.paused = 1
         while not other.dropped():
             other.send("many", BIG, partition=3)
@@ -116,7 +116,7 @@ def test_what_is_in_front_may_be_another_producers(broker: Broker) -> None:
 def test_many_small_batches_fill_a_ring_by_their_receipts(broker: Broker) -> None:
     with Producer(FakeClient(broker), on_full="drop", linger_ms=0) as p:
         for n in range(4):
-            p.send("many", b"", partition=n).result(5)
+            p.send("many", b"", partition=n).result(40)
         broker.writer.paused = 1
         while len(p.dropped()) < 4:
             for n in range(4):
@@ -128,7 +128,7 @@ def test_many_small_batches_fill_a_ring_by_their_receipts(broker: Broker) -> Non
 
 def test_a_partition_that_went_offline_or_elsewhere_says_so(broker: Broker) -> None:
     with Producer(FakeClient(broker)) as p:
-        p.send("one", b"").result(5)
+        p.send("one", b"").result(40)
         slot, epoch = broker.slot_of["one", 0]
         broker.lib.fake_slot_state(broker.table, slot, STATE_OFFLINE, 1)
         assert p.pressure().state == "offline"
@@ -140,7 +140,7 @@ def test_a_partition_that_went_offline_or_elsewhere_says_so(broker: Broker) -> N
 
 def test_a_broker_that_is_gone_is_said_to_be(broker: Broker) -> None:
     with Producer(FakeClient(broker)) as p:
-        p.send("one", b"").result(5)
+        p.send("one", b"").result(40)
         connection_of(broker).gone = True
         assert (p.pressure().state, p.pressure().worst.cause) == ("hard", "unknown")  # type: ignore[union-attr]
         connection_of(broker).gone = BrokerGone("it did not come back")
@@ -150,7 +150,7 @@ def test_a_broker_that_is_gone_is_said_to_be(broker: Broker) -> None:
 
 def test_closed_and_forked_producers_refuse(broker: Broker) -> None:
     with Producer(FakeClient(broker)) as p:
-        p.send("one", b"").result(5)
+        p.send("one", b"").result(40)
         child = os.fork()
         if not child:
             try:
@@ -165,7 +165,7 @@ def test_closed_and_forked_producers_refuse(broker: Broker) -> None:
 
 def test_threads_may_ask_while_others_send(broker: Broker) -> None:
     with Producer(FakeClient(broker)) as p:
-        p.send("one", b"").result(5)
+        p.send("one", b"").result(40)
         over = threading.Event()
         asked: list[str] = []
 
@@ -176,7 +176,7 @@ def test_threads_may_ask_while_others_send(broker: Broker) -> None:
         threads = [threading.Thread(target=ask) for _ in range(3)]
         for thread in threads:
             thread.start()
-        p.send_many("one", [b"x" * 100] * 200_000).result(20)
+        p.send_many("one", [b"x" * 100] * 200_000).result(40)
         over.set()
         for thread in threads:
             thread.join()
@@ -221,7 +221,7 @@ def test_the_limits_without_a_broker_that_says_them_are_the_defaults() -> None:
 def test_what_is_on_its_way_to_a_partition_is_bounded_and_counts_as_fill(broker: Broker) -> None:
     with Producer(FakeClient(broker), on_full="drop", linger_ms=0) as p:
         for where in (ONE, LAST):
-            p.send(where.topic, b"", partition=where.partition).result(5)
+            p.send(where.topic, b"", partition=where.partition).result(40)
         broker.writer.paused = 1
         while not p.dropped():
             p.send("one", b"x")

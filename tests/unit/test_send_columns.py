@@ -57,7 +57,7 @@ def test_arrays_arrow_and_lists_send_the_same_records(
         ):
             receipt = producer.send_many("one", what)
             assert receipt.count == len(receipt) == count
-            assert receipt.result(10).records == count
+            assert receipt.result(40).records == count
     assert [r.value for r in sent(broker)] == values * 4
     assert all(r.key is None for r in sent(broker))
 
@@ -89,7 +89,7 @@ def test_columns_cut_into_chunks_anywhere_stay_in_step(data: st.DataObject) -> N
                 cut(values, pa.binary()),
                 cut(keys, pa.large_binary()) if with_keys else None,
                 timestamps=cut(stamps, pa.int64()) if with_stamps else None,
-            ).result(5)
+            ).result(40)
         found = sent(broker)
     finally:
         broker.close()
@@ -103,17 +103,17 @@ def test_keys_choose_the_partition_as_send_does(broker: Broker) -> None:
     keys = [b"%d" % (i % 50) for i in range(5000)]
     rows = np.zeros((5000, 8), np.uint8)
     with Producer(FakeClient(broker)) as producer:
-        counts = producer.send_many("many", rows, pa.array(keys)).result(5).counts
+        counts = producer.send_many("many", rows, pa.array(keys)).result(40).counts
         expected = [partition_for_key(key, 16) for key in keys]
         assert counts == {p: expected.count(p) for p in set(expected)}
-        assert producer.send_many("many", rows, pa.array(keys), partition=3).result(5).counts == {
+        assert producer.send_many("many", rows, pa.array(keys), partition=3).result(40).counts == {
             3: 5000
         }
-        assert set(producer.send_many("many", rows, partition=15).result(5).counts) == {15}
+        assert set(producer.send_many("many", rows, partition=15).result(40).counts) == {15}
         with pytest.raises(UnknownTopic):
             producer.send_many("many", rows, partition=16)
         each = [i % 7 for i in range(5000)]
-        spread = producer._send_many("many", rows, None, None, None, each).result(5).counts
+        spread = producer._send_many("many", rows, None, None, None, each).result(40).counts
         assert spread == {p: each.count(p) for p in range(7)}
         with pytest.raises(UnknownTopic):
             producer._send_many("many", rows, None, None, None, [16] * 5000)
@@ -147,8 +147,8 @@ def test_timestamps_come_as_numbers_datetimes_buffers_and_arrow(broker: Broker) 
     ]
     with Producer(FakeClient(broker)) as producer:
         for way in ways:
-            producer.send_many("one", rows, timestamps=way).result(5)
-            producer.send_many("one", [b"a", b"b", b"c"], timestamps=way).result(5)
+            producer.send_many("one", rows, timestamps=way).result(40)
+            producer.send_many("one", [b"a", b"b", b"c"], timestamps=way).result(40)
     expected = [stamps.tolist(), [first, first, first - 1]]
     found = [r.timestamp for r in sent(broker)]
     assert found == expected[1] * 2 + expected[0] * 2 * (len(ways) - 1)
@@ -181,7 +181,7 @@ def test_a_value_of_a_list_beside_a_column_is_named_when_it_is_wrong(broker: Bro
             producer.send_many("one", [b"x", "y"], keys)
         with pytest.raises(TypeError, match="key 0: a key is int"):
             producer.send_many("one", np.zeros((2, 1), np.uint8), [1, b"x"])  # type: ignore[list-item]
-        producer.send_many("one", [bytearray(b"x"), memoryview(b"y")], keys).result(5)
+        producer.send_many("one", [bytearray(b"x"), memoryview(b"y")], keys).result(40)
     assert [(r.key, r.value) for r in sent(broker)] == [(b"a", b"x"), (b"b", b"y")]
 
 
@@ -216,9 +216,9 @@ def test_buffers_of_every_kind_are_values_and_none_is_a_tombstone(broker: Broker
     ]
     with Producer(FakeClient(broker)) as producer:
         for value in good:
-            producer.send("one", value, key=value).result(5)
-        producer.send_many("one", good).result(5)
-        producer.send_many("one", good, good).result(5)
+            producer.send("one", value, key=value).result(40)
+        producer.send_many("one", good).result(40)
+        producer.send_many("one", good, good).result(40)
     assert [r.value for r in sent(broker)] == ([b"ab"] * 6 + [None]) * 3
     assert [r.key for r in sent(broker)][:7] == [b"ab"] * 6 + [None]
 
@@ -242,7 +242,7 @@ def test_a_value_that_claims_more_than_any_topic_allows_is_not_followed(broker: 
 def test_an_array_is_released_when_the_call_is_over(broker: Broker) -> None:
     made = HandMade(b"z", [b"\xfe", offsets(7, 0, 1, 3), b"abc"], 2, offset=1, null_count=-1)
     with Producer(FakeClient(broker)) as producer:
-        producer.send_many("one", made).result(5)
+        producer.send_many("one", made).result(40)
         assert made.released == made.made == 2
         with pytest.raises(UnknownTopic):
             producer.send_many("nowhere", made)

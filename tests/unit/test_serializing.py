@@ -59,11 +59,11 @@ def sent(broker: Broker) -> list[Record]:
 
 def test_serializers_make_bytes_of_keys_and_values_and_none_stays_none(broker: Broker) -> None:
     with producer(broker, key_serializer=str.encode, value_serializer=as_json) as p:
-        p.send("one", {"a": 1}, key="k", headers={"h": b"1"}, timestamp=5).result(5)
-        p.send("one", None).result(5)
-        p.send_and_wait("one", [1], "k", timeout=5)
-        p.send_many("one", [1, None, "x"], ["a", None, "c"], timestamps=[1, 2, 3]).result(5)
-        p.send_many("one", (n for n in [4, 5])).result(5)
+        p.send("one", {"a": 1}, key="k", headers={"h": b"1"}, timestamp=5).result(40)
+        p.send("one", None).result(40)
+        p.send_and_wait("one", [1], "k", timeout=40)
+        p.send_many("one", [1, None, "x"], ["a", None, "c"], timestamps=[1, 2, 3]).result(40)
+        p.send_many("one", (n for n in [4, 5])).result(40)
     found = sent(broker)
     assert [r.value for r in found] == [b'{"a": 1}', None, b"[1]", b"1", None, b'"x"', b"4", b"5"]
     assert [r.key for r in found] == [b"k", None, b"k", b"a", None, b"c", None, None]
@@ -74,7 +74,7 @@ def test_serializers_make_bytes_of_keys_and_values_and_none_stays_none(broker: B
 def test_a_serializer_may_return_any_buffer_or_none(broker: Broker) -> None:
     answers: Iterator[Any] = iter([bytearray(b"a"), memoryview(b"b"), None, np.zeros(2, np.uint8)])
     with producer(broker, value_serializer=lambda _value: next(answers)) as p:
-        p.send_many("one", [1, 2, 3, 4]).result(5)
+        p.send_many("one", [1, 2, 3, 4]).result(40)
     assert [r.value for r in sent(broker)] == [b"a", b"b", None, b"\0\0"]
 
 
@@ -110,15 +110,15 @@ def test_a_partitioner_chooses_where_nobody_else_has(broker: Broker) -> None:
         return np.int64(len(asked) % partitions)  # type: ignore[return-value]
 
     with producer(broker, partitioner=choose, key_serializer=str.encode) as p:
-        assert p.send("many", b"v", key="k").result(5).partition == 1
-        assert p.send("many", b"v").result(5).partition == 2
-        assert p.send("many", b"v", key="k", partition=7).result(5).partition == 7
+        assert p.send("many", b"v", key="k").result(40).partition == 1
+        assert p.send("many", b"v").result(40).partition == 2
+        assert p.send("many", b"v", key="k", partition=7).result(40).partition == 7
         assert asked == [("many", b"k", 8), ("many", None, 8)]
-        many = p.send_many("many", [b"v"] * 4, ["a", "b", None, "d"]).result(5)
+        many = p.send_many("many", [b"v"] * 4, ["a", "b", None, "d"]).result(40)
         assert many.counts == {3: 1, 4: 1, 5: 1, 6: 1}
         assert asked[2:] == [("many", key, 8) for key in (b"a", b"b", None, b"d")]
-        assert p.send_many("many", [b"v"] * 4, partition=0).result(5).counts == {0: 4}
-        assert p.send_many("many", iter([b"v"] * 3)).result(5).records == 3
+        assert p.send_many("many", [b"v"] * 4, partition=0).result(40).counts == {0: 4}
+        assert p.send_many("many", iter([b"v"] * 3)).result(40).records == 3
 
 
 def test_a_partitioner_is_asked_for_arrays_and_arrow_data_too(broker: Broker) -> None:
@@ -130,8 +130,8 @@ def test_a_partitioner_is_asked_for_arrays_and_arrow_data_too(broker: Broker) ->
     with producer(broker, partitioner=choose) as p:
         for many in (keys, pa.array(keys), pa.chunked_array([keys[:1], keys[1:]])):
             for values in (rows, pa.array([b"a"] * 4), pa.chunked_array([[b"a"] * 4])):
-                assert p.send_many("many", values, many).result(5).counts == {0: 1, 1: 1, 2: 2}
-        assert p.send_many("many", rows).result(5).counts == {0: 4}
+                assert p.send_many("many", values, many).result(40).counts == {0: 1, 1: 1, 2: 2}
+        assert p.send_many("many", rows).result(40).counts == {0: 4}
         with pytest.raises(ValueError, match="4 keys for 3 values"):
             p.send_many("many", rows[:3], keys)
         with pytest.raises(TypeError, match="one bytes"):
@@ -213,7 +213,7 @@ def test_records_come_decoded_one_by_one_and_in_batches(client: Client, log: Fak
     log.append(b"1", None, b"[2]")
     log.flush()
     with client.consumer("t", start="earliest", value_deserializer=json.loads) as consumer:
-        first = consumer.poll(1)
+        first = consumer.poll(40)
         assert first is not None
         assert (first.value, first.key, first.raw.value) == (1, None, b"1")
         assert (first.topic, first.partition, first.offset) == ("t", 0, 0)
@@ -225,7 +225,7 @@ def test_records_come_decoded_one_by_one_and_in_batches(client: Client, log: Fak
         consumer.seek(0)
         (batch,) = consumer.batches(timeout=0)
         consumer.seek(0)
-        polled = consumer.poll_batch(1)
+        polled = consumer.poll_batch(40)
         assert polled is not None
         assert polled.values() == batch.values()
         assert consumer.poll_batch(0) is None
@@ -248,7 +248,7 @@ def test_reading_goes_on_behind_a_record_that_can_not_be_decoded(
         with pytest.raises(
             SerializationError, match=r"value of the record at offset 1 of t-0"
         ) as c:
-            consumer.poll(1)
+            consumer.poll(40)
         error = c.value
         assert (error.topic, error.partition, error.offset) == ("t", 0, 1)
         assert error.record.value == b"{"
@@ -281,6 +281,6 @@ def test_a_key_that_can_not_be_decoded_says_so(client: Client, log: FakePartitio
     log.append(b"1")
     log.flush()
     with client.consumer("t", start="earliest", key_deserializer=fail) as consumer:
-        record = consumer.poll(1)
+        record = consumer.poll(40)
         assert record is not None
         assert (record.key, record.value) == (None, b"1")  # no key: nobody is asked

@@ -65,6 +65,7 @@ class Peer:
         "sent_bytes",
         "streams",
         "subscriptions",
+        "token",
         "transport",
         "where",
     )  # fmt: skip
@@ -75,6 +76,7 @@ class Peer:
         self.transport: Final = transport
         self.where: Final = where
         self.name = ""
+        self.token: bytes | None = None  # by which it was let in
         self.codec = StreamServer(streams.admits)
         self.subscriptions: dict[int, Subscription | Beginning] = {}
         self.sent_bytes = 0
@@ -162,7 +164,7 @@ class Peer:
 
     def _told(self, event: Any) -> None:
         if isinstance(event, Hello):
-            self.name = event.name
+            self.name, self.token = event.name, event.token
             self._answers += self.codec.send(self.streams.welcome())
             self._wake()
         elif isinstance(event, Subscribe):

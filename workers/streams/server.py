@@ -10,7 +10,6 @@ others at most its turn.
 from __future__ import annotations
 
 import contextlib
-import hmac
 import os
 import select
 import time
@@ -19,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from shmbroker._core import reader as core
-from shmbroker.errors import QuotaExceeded, ShmbrokerError
+from shmbroker.errors import AuthenticationFailed, QuotaExceeded, ShmbrokerError
 from shmbroker.wire.native.greeting import STREAM_MAGIC, Welcome, encode_refusal
 from shmbroker.wire.native.limits import SUBSCRIPTIONS
 from shmbroker.workers.logs import get_logger
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from shmbroker.client.client import Client
     from shmbroker.client.metadata import TopicInfo
     from shmbroker.config import ListenSection
+    from shmbroker.control.authorized import DataTokens
     from shmbroker.workers.streams.door import Door
     from shmbroker.workers.streams.subscription import Subscription
 
@@ -55,7 +55,7 @@ class Streams:
         self,
         client: Client,
         doors: list[Door],
-        token: bytes,
+        tokens: DataTokens,
         listen: ListenSection,
         after: After,
         on_gone: Callable[[], None],
@@ -65,7 +65,7 @@ class Streams:
         self.jobs: Final = Jobs()
         self.topics: dict[str, TopicInfo] = {}  # by id
         self._doors = doors
-        self._token, self._listen, self._on_gone = token, listen, on_gone
+        self._tokens, self._listen, self._on_gone = tokens, listen, on_gone
         self._epoll = select.epoll()
         self._fired_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._callbacks: dict[int, Callable[[], None]] = {
@@ -192,8 +192,8 @@ class Streams:
     # --- peers ---------------------------------------------------------------------------------
 
     def admits(self, token: bytes) -> bool:
-        """Whether that is the token; takes as long whatever it is."""
-        return hmac.compare_digest(token, self._token)
+        """Whether that is a token that lets in now."""
+        return self._tokens.admits(token)
 
     def welcome(self) -> Welcome:
         """For those whom it lets in."""
@@ -250,7 +250,7 @@ class Streams:
         peer.close()
 
     def _tick(self) -> None:
-        """Heartbeats, silence, and segments that nobody reads on."""
+        """Heartbeats, silence, keys that were revoked, and segments that nobody reads on."""
         if self._closing:
             return
         now = time.monotonic()
@@ -262,9 +262,17 @@ class Streams:
                 peer.tick(now, heartbeat_s, dead_s, away)
             except OSError:
                 self.drop(peer)
+        if self._tokens.has_changed():
+            self._look_at_tokens()
         self._close_idle_files(_OPEN_SUBSCRIPTIONS)
         self._quieten(now)
         self.after(self._tick_s, self._tick)
+
+    def _look_at_tokens(self) -> None:
+        for peer in list(self._peers.values()):
+            if peer.token is not None and not self.admits(peer.token):
+                self.refused(peer, AuthenticationFailed("its key is authorised no more"))
+                self.drop(peer)
 
     # --- partitions ----------------------------------------------------------------------------
 

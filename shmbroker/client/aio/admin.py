@@ -41,6 +41,11 @@ class Admin:
     topics = _twin(SyncAdmin.topics)
     describe_topic = _twin(SyncAdmin.describe_topic)
     status = _twin(SyncAdmin.status)
+    groups = _twin(SyncAdmin.groups)
+    describe_group = _twin(SyncAdmin.describe_group)
+    reset_group = _twin(SyncAdmin.reset_group)
+    delete_group = _twin(SyncAdmin.delete_group)
+    delete_group_offsets = _twin(SyncAdmin.delete_group_offsets)
 
 
 __all__ = ["Admin"]

@@ -65,6 +65,7 @@ class _Sharing(TypedDict, total=False):
     isolation: Literal["durable", "appended"]
     on_gap: Literal["error", "earliest"]
     auto_commit_ms: int | None
+    auto_checkpoint: bool
     instance_id: str | None
     assignor: Literal["sticky", "range", "roundrobin"] | None
     session_timeout_ms: int | None

@@ -64,7 +64,7 @@ class Consumer(Reading):
 
     async def poll_batch(self, timeout: float | None = None) -> RecordBatch | None:
         """The next batch, or None when there is none within `timeout` seconds."""
-        return await self._fetch(core.deadline(timeout))
+        return self._handed(await self._fetch(core.deadline(timeout)))
 
     def batches(self, timeout: float | None = None) -> AsyncIterator[RecordBatch]:
         """Batches of consecutive records of one partition each, up to about 1 MiB.
@@ -183,7 +183,8 @@ class _Batches:
 
     async def __anext__(self) -> RecordBatch:
         try:
-            batch = await self._consumer._fetch(core.deadline(self._timeout))
+            consumer = self._consumer
+            batch = consumer._handed(await consumer._fetch(core.deadline(self._timeout)))
         except ClosedError:
             if not self._consumer._ended_inside:
                 raise

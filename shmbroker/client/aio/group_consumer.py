@@ -28,11 +28,11 @@ from shmbroker.errors import ClosedError, ConcurrentUse, TimedOut
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shmbroker._core.reader import RecordBatch
     from shmbroker.client.aio.client import Client
     from shmbroker.client.metadata import TopicPartition
 
 T = TypeVar("T")
+_CHECKED: Final = ("pattern", "start", "auto_commit_ms", "auto_checkpoint")
 
 
 class GroupConsumer(Consumer):
@@ -52,7 +52,7 @@ class GroupConsumer(Consumer):
 
     def _check_options(self, topics: tuple[str, ...], options: dict[str, Any]) -> None:
         super()._check_options(topics or ("",), options)
-        asked = {k: options[k] for k in ("pattern", "start", "auto_commit_ms") if k in options}
+        asked = {k: options[k] for k in _CHECKED if k in options}
         check_sharing(topics, **asked)
 
     # --- the group: as of shmbroker.GroupConsumer ----------------------------------------------
@@ -79,6 +79,12 @@ class GroupConsumer(Consumer):
     async def committed(self) -> dict[TopicPartition, int | None]:
         """The committed offset of each partition that this member has; None: there is none."""
         return await self._call_group(lambda s: s.committed())
+
+    async def checkpoint(self, what: Done | None = None) -> None:
+        """Keeps how far the group has come, in shared memory; as of GroupConsumer."""
+        stream = self._stream
+        blocks = stream is None or stream._checkpoints is None
+        await self._call(lambda s: s.checkpoint(what), blocks)  # type: ignore[attr-defined]
 
     async def _call_group(self, call: Callable[[SyncGroupConsumer], T]) -> T:
         return await self._call(call, True)  # type: ignore[arg-type]
@@ -121,12 +127,6 @@ class GroupConsumer(Consumer):
         return result
 
     # --- what the group asks -------------------------------------------------------------------
-
-    async def _fetch(self, deadline_ns: int, records: bool = False) -> RecordBatch | None:
-        batch = await super()._fetch(deadline_ns, records)
-        if batch is not None and not records and self._stream is not None:
-            self._stream._handed = batch
-        return batch
 
     def _is_called(self, stream: SyncConsumer) -> bool:
         return stream._called or self._attending is not None

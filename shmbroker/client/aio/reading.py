@@ -164,6 +164,12 @@ class Reading(AsyncRecords):
         if batch is not None and self._stream is not None:
             self._stream._buffer(batch)
 
+    def _handed(self, batch: RecordBatch | None) -> RecordBatch | None:
+        """What `_fetch` gave goes to the user, whole."""
+        if batch is not None and self._stream is not None:
+            self._stream._hand_out(batch)
+        return batch
+
     async def _fetch(self, deadline_ns: int, records: bool = False) -> RecordBatch | None:
         """The next batch, or None at the deadline; with `records` also when there are some left."""
         stream = await self._enter()
@@ -172,6 +178,7 @@ class Reading(AsyncRecords):
             if records and stream._next_buffered is not None and not stream._called:
                 return None  # what a cancelled call left
             stream._ask()
+            stream._unbuffer()
             connection, again = self._client.connection, True
             while not self._closed:
                 if self._is_called(stream) and not connection.epoch.value & 1:

@@ -209,6 +209,7 @@ class RemoteConnection(Connection):
             if self._desk.socket in ready:
                 heard_s = time.monotonic()
         self._link.leave(_LEAVE_S)
+        self._desk.leave(told)
         return False
 
     def _turn(self, ready: dict[Any, int]) -> bool:
@@ -301,6 +302,7 @@ class RemoteConnection(Connection):
             secret=told.data_token,
             configure=lambda sock: self._credentials.prepare(sock, told.events),
             connection=self,
+            limits=told.pressure,
             dead_s=told.dead_s,
         )
         if hasattr(self, "_wake_fd"):

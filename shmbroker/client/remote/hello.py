@@ -6,6 +6,7 @@ Owns: what a program may say to be let in (`Credentials`), what the broker tells
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -19,12 +20,14 @@ import zmq
 from shmbroker.addresses import ANY_HOST, format_tcp, parse_tcp
 from shmbroker.client.attach import program_name
 from shmbroker.control.keys import CLIENT, SECRET_SUFFIX, KeyDirectory, read_pair, read_secret
+from shmbroker.control.pressure import Thresholds
 from shmbroker.control.tokens import find_token
 from shmbroker.errors import ConfigError, NoBroker, from_wire
 from shmbroker.places import Places
 
 _VERSION: Final = 1
 _TOKEN_BYTES: Final = 256
+_FAREWELL_MS: Final = 500  # how long what was said last may be on its way after close()
 _POLL_MS: Final = 100  # between two looks whether the client was closed meanwhile
 _CUT: Final = (
     zmq.EVENT_DISCONNECTED
@@ -110,6 +113,7 @@ class RemoteAttachment:
     events: str
     data_token: bytes
     certificate: str | None  # PEM: streams are inside TLS
+    pressure: Thresholds | None = None  # what the broker judges by
 
     @classmethod
     def of(cls, ok: dict[str, Any], address: str) -> RemoteAttachment:
@@ -131,6 +135,7 @@ class RemoteAttachment:
             events=_reached(ok["events"][0], address) if ok.get("events") else "",
             data_token=ok["data_token"].encode(),
             certificate=ok.get("data_certificate"),
+            pressure=Thresholds.of(ok.get("pressure")),
         )
 
 
@@ -213,12 +218,18 @@ class Desk:
         self.socket.send(orjson.dumps(message), zmq.NOBLOCK)
         return self._number
 
+    def leave(self, client: RemoteAttachment) -> None:
+        """Says goodbye for it, so that the broker need not miss it first; waits for no answer."""
+        with contextlib.suppress(zmq.Again):  # nobody is there to take it
+            self.ask("goodbye", {"client": client.client, "secret": client.token})
+            self.socket.linger = _FAREWELL_MS
+
     def close(self) -> None:
         """Hangs up. Twice is fine."""
         if not self.socket.closed:
             self.socket.disable_monitor()
             self.monitor.close(linger=0)
-            self.socket.close(linger=0)
+            self.socket.close()
 
 
 def meet(

@@ -130,6 +130,16 @@ class Coordinator:
                 refused[row.partition] = self._stale(group, member, row.partition, commit.epoch)
         return refused
 
+    def check_forget(self, name: str, topics: Iterable[str]) -> None:
+        """Whether what a group committed for these topics (ids) may be forgotten.
+
+        Raises GroupNotFound; GroupSubscribed for a topic that a member reads.
+        """
+        group = self.group(name)
+        for topic in topics:
+            if any(topic in reads for reads in group.reads.values()):
+                raise errors.GroupSubscribed(name, self._topics.names.get(topic, topic))
+
     # What happens around them
 
     def set_topics(self, topics: Iterable[TopicView], now_ms: int) -> None:

@@ -13,7 +13,7 @@ who made it.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from shmbroker.control.groups.coordinator import Coordinator
@@ -34,6 +34,7 @@ class Gathering:
         self._store = store
         self._unstored: list[Changes] = []
         self._commits: list[OffsetCommit] = []
+        self._forgotten: list[tuple[str, Partition]] = []
         self._answers: list[tuple[Answer, Mapping[str, Any] | BaseException]] = []
 
     def heartbeat(self, beat: Heartbeat, now_ms: int, answer: Answer) -> None:
@@ -65,12 +66,29 @@ class Gathering:
     def fetch(self, fetch: Fetch, answer: Answer) -> None:
         """What is committed, with all that was handed in before; answered by `flush`."""
 
-        def fetched(ok: Mapping[str, Any] | BaseException) -> None:
-            if not isinstance(ok, BaseException):
-                ok = FetchAnswer(self._store.committed(fetch.group, fetch.partitions)).to_ok()
-            answer(ok)
+        def fetched(answer: Answer) -> None:
+            answer(FetchAnswer(self._store.committed(fetch.group, fetch.partitions)).to_ok())
 
-        self._ask(dict, fetched)
+        self.look(fetched, answer)
+
+    def look(self, do: Callable[[Answer], None], answer: Answer) -> None:
+        """Has `flush` call `do(answer)` when all that was handed in before is durable.
+
+        `do` answers once, then or later; what it raises is the answer.
+        """
+
+        def stored(ok: Mapping[str, Any] | BaseException) -> None:
+            if isinstance(ok, BaseException):
+                answer(ok)
+                return
+            try:
+                do(answer)
+            except sqlite3.Error as error:
+                answer(_failed(error))
+            except ShmbrokerError as error:
+                answer(error)
+
+        self._ask(dict, stored)
 
     def delete(self, group: str, answer: Answer) -> None:
         """Forgets a group without members and what it committed; answered by `flush`."""
@@ -81,6 +99,21 @@ class Gathering:
             return {}
 
         self._ask(delete_, answer)
+
+    def forget(self, group: str, partitions: Collection[Partition], answer: Answer) -> None:
+        """Forgets what a group committed for partitions of topics that no member reads; answered
+        by `flush`."""
+
+        def forget_() -> Mapping[str, Any]:
+            self._coordinator.check_forget(group, {topic for topic, _ in partitions})
+            gone = set(partitions)
+            self._commits = [
+                c for c in self._commits if c.group != group or c.partition not in gone
+            ]
+            self._forgotten += [(group, partition) for partition in partitions]
+            return {}
+
+        self._ask(forget_, answer)
 
     def expire(self, unix_ms: int, retention_ms: int) -> list[str]:
         """Forgets what groups without members committed too long ago; returns groups that went.
@@ -106,11 +139,12 @@ class Gathering:
         if changes := self._coordinator.take_changes():
             self._unstored.append(changes)
         commits, self._commits = self._commits, []
+        forgotten, self._forgotten = self._forgotten, []
         answers, self._answers = self._answers, []
         failed: StoreFailed | None = None
-        if self._unstored or commits:
+        if self._unstored or commits or forgotten:
             try:
-                self._store.write(self._unstored, commits, unix_ms)
+                self._store.write(self._unstored, commits, unix_ms, forgotten)
                 self._unstored = []
             except sqlite3.Error as error:
                 failed = _failed(error)

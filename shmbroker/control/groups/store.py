@@ -94,15 +94,23 @@ class GroupStore:
         return [MemberRow(group, member_id, json.loads(state)) for group, member_id, state in rows]
 
     def write(
-        self, changes: Iterable[Changes], commits: Iterable[OffsetCommit], unix_ms: int
+        self,
+        changes: Iterable[Changes],
+        commits: Iterable[OffsetCommit],
+        unix_ms: int,
+        forgotten: Iterable[tuple[str, Partition]] = (),
     ) -> None:
-        """All of it in one transaction, in its order; a commit of a group comes after its row.
+        """All of it in one transaction: changes, what is forgotten of a group, and then commits.
 
         A commit for a topic that is gone by now is passed over: nobody could read from there.
         """
         with self._meta.transaction():
             for one in changes:
                 self._change(one, unix_ms)
+            self._db.executemany(
+                "DELETE FROM group_offsets WHERE group_name = ? AND topic_id = ? AND partition = ?",
+                [(group, *partition) for group, partition in forgotten],
+            )
             self._db.executemany(
                 _PUT_OFFSET,
                 [
@@ -131,6 +139,15 @@ class GroupStore:
             ).fetchone()
             if row is not None:
                 found[partition] = Committed(*row[2:])
+        return found
+
+    def committed_topics(self) -> dict[str, set[str]]:
+        """By group: the ids of the topics that offsets are kept for."""
+        found: dict[str, set[str]] = {}
+        for group, topic in self._db.execute(
+            "SELECT DISTINCT group_name, topic_id FROM group_offsets"
+        ):
+            found.setdefault(group, set()).add(topic)
         return found
 
     def expire(self, unix_ms: int, retention_ms: int) -> list[str]:

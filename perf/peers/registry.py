@@ -1,0 +1,24 @@
+"""All drivers, in the order in which they run and are shown: the broker first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from shmbroker.perf.peers.kafka import Kafka
+from shmbroker.perf.peers.peer import Peer
+from shmbroker.perf.peers.shmbroker import Shmbroker
+
+ALL: Final[tuple[type[Peer], ...]] = (Shmbroker, Kafka)
+
+
+def chosen(names: Sequence[str]) -> tuple[type[Peer], ...]:
+    """Those of these names, all when there are none; raises ValueError."""
+    unknown = sorted(set(names) - {peer.name for peer in ALL})
+    if unknown:
+        known = ", ".join(peer.name for peer in ALL)
+        raise ValueError(f"no peer is called {unknown[0]!r}; there are: {known}")
+    return tuple(peer for peer in ALL if not names or peer.name in names)
+
+
+__all__ = ["ALL", "chosen"]
