@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from shmbroker.client import (
         Client,
         Consumer,
-        GroupConsumer,
         GroupInfo,
         GroupListing,
         PartitionInfo,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
         TopicPartition,
         connect,
     )
+    from shmbroker.client.group_consumer import GroupConsumer
     from shmbroker.embedded import embedded
 
 __version__ = "0.1.0"
@@ -67,6 +67,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'shmbroker' has no attribute {name!r}")
     if name == "embedded":  # not part of the client: it starts processes
         value = import_module("shmbroker.embedded").embedded
+    elif name == "GroupConsumer":  # most programs are in no group
+        value = import_module("shmbroker.client.group_consumer").GroupConsumer
     else:
         from shmbroker import client
 

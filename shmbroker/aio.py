@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from shmbroker.client.aio.client import Client, connect
 from shmbroker.client.aio.consumer import Consumer
+from shmbroker.client.aio.group_consumer import GroupConsumer
 from shmbroker.client.aio.producer import Producer
 
-__all__ = ["Client", "Consumer", "Producer", "connect"]
+__all__ = ["Client", "Consumer", "GroupConsumer", "Producer", "connect"]

@@ -98,9 +98,12 @@ static unsigned shmb_watcher_arm(struct shmb_watcher *s, struct shmb_waitv *v)
 {
     unsigned n = 1;
     v[0] = shmb_waitv_on(&s->control, shmb_observe32(&s->control));
-    for (struct shmb_waiter *w = s->waiters; w && n && !s->no_waitv; w = w->next)
+    for (struct shmb_waiter *w = s->waiters; w && n && !s->no_waitv; w = w->next) {
         for (size_t i = 0; i < w->n && n; i++)
             n = shmb_waitv_add(v, n, w->words[i]);
+        if (!w->n) /* no partition (yet): `stop` is all there is to hear of */
+            n = shmb_waitv_add(v, n, w->instance);
+    }
     if (n && !s->no_waitv)
         return n;
     n = 1;

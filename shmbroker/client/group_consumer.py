@@ -6,7 +6,9 @@ heart's (`groups/heart.py`), on a thread of its own.
 
 Everything here happens on the thread that reads, inside a read: the heart only calls (`_call`), and
 the read then attends before its next record. So callbacks are the user's own thread's, and what was
-fetched and not handed out of a partition that goes is never handed out.
+fetched and not handed out of a partition that goes is never handed out. What is to be done goes in
+steps (`_attending`), between which the program's code is called: here at once, in an event loop by
+the asyncio twin.
 
 Invariants: a partition is given up only after `on_revoke` has returned; what is committed by itself
 (`auto_commit_ms`) was handed out and asked past, so a crash repeats records and skips none.
@@ -18,9 +20,10 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
+from shmbroker._core.batch import Record
 from shmbroker._core.reader import PartitionReader, RecordBatch
 from shmbroker.client.attach import program_name
 from shmbroker.client.consumer import one_of
@@ -52,9 +55,11 @@ from shmbroker.errors import (
 if TYPE_CHECKING:
     from shmbroker.client.client import Client
 
-_LEAVE_S: Final = 2.0  # at close(): for the last commit, and for the leave
+LEAVE_S: Final = 2.0  # at close(): for the last commit, and for the leave
 _LOOK_S: Final = 0.02
 Callback = Callable[[list[TopicPartition]], object]
+#: What is done in a group's name, up to where the program's code is to be called: with what.
+Steps = Generator[tuple[Callback, list[TopicPartition]], None, None]
 
 
 class GroupConsumer(Checkpointing):
@@ -89,24 +94,14 @@ class GroupConsumer(Checkpointing):
         on_lost: Callback | None = None,
     ) -> None:
         self._closed = True  # until it is whole, for __del__ and close
-        if not topics and pattern is None:
-            raise ValueError("name at least one topic, or a pattern of names")
-        if auto_commit_ms is not None and auto_commit_ms < 1:
-            raise ValueError(f"auto_commit_ms is a number of milliseconds, not {auto_commit_ms}")
-        if auto_commit_ms is not None and auto_checkpoint:
-            raise ValueError("auto_commit_ms and auto_checkpoint do the same: choose one")
-        if isinstance(start, (int, Mapping)):
-            raise ValueError("a group's start is 'earliest', 'latest', a datetime or 'error'; "
-                             "move a group with: shmbroker group reset")  # fmt: skip
-        if isinstance(start, str):
-            one_of("start", start, ("earliest", "latest", "error"))
+        check_sharing(topics, pattern, start, auto_commit_ms, auto_checkpoint)
         self._open(client, isolation, on_gap, idle)
         self._start, self._assigned_fn = start, on_assign
         self._revoked_fn, self._lost_fn = on_revoke, on_lost
         self._auto_s = None if auto_commit_ms is None else auto_commit_ms / 1000
         self._auto_at = time.monotonic() + (self._auto_s or 0.0)
         self._of: dict[Partition, PartitionReader] = {}
-        self._handed: RecordBatch | None = None  # the last batch, while it is not asked past
+        self._handed: Record | RecordBatch | None = None  # the last, while it is not asked past
         self._parting, self._parted = False, threading.Event()
         self._member = Membership(
             Options(
@@ -174,10 +169,18 @@ class GroupConsumer(Checkpointing):
 
     # --- reading -------------------------------------------------------------------------------
 
-    def _next_batch(self, deadline_ns: int) -> RecordBatch | None:
+    def _hand_out(self, batch: RecordBatch) -> None:
+        super()._hand_out(batch)
+        self._handed = batch
+
+    def _ask(self) -> None:
+        super()._ask()
+        super()._unbuffer()
         self._handed = None
-        self._handed = super()._next_batch(deadline_ns)
-        return self._handed
+
+    def _unbuffer(self) -> None:  # a seek or a pause: what was handed out may be in work
+        self._handed = self._last_record or self._handed
+        super()._unbuffer()
 
     def _slow(self, deadline_ns: int) -> RecordBatch | None:
         while True:
@@ -191,33 +194,41 @@ class GroupConsumer(Checkpointing):
                 self._heart.wake()
 
     def _attend(self) -> None:
+        self._walk(self._attending())
+
+    def _attending(self) -> Steps:
+        """Sees to what the group asks; what fails is gone on with at the next read."""
         self._answer_call()
         if self._parting and not self._parted.is_set():
-            self._part({key_of(r): r.position for r in self._of.values()})
+            yield from self._part({key_of(r): r.position for r in self._of.values()})
             return
-        self._commit_if_due()
-        while (task := self._member.task()) is not None:
-            if task.lost:
-                self._lose()
-            else:
-                self._follow(task.version, task.assignment)
+        try:
+            self._commit_if_due()
+            while (task := self._member.task()) is not None:
+                if task.lost:
+                    yield from self._lose()
+                else:
+                    yield from self._follow(task.version, task.assignment)
+        except BaseException:
+            self._call()
+            raise
 
-    def _lose(self) -> None:
+    def _lose(self) -> Steps:
         """Put out: what it had is others' already, and what it had not committed is read again."""
-        gone = [key_of(reader) for reader in self._of.values()]
+        gone = sorted(key_of(reader) for reader in self._of.values())
         try:
             if gone and self._lost_fn is not None:
-                self._tell(self._lost_fn, gone)
+                yield self._lost_fn, gone
         finally:
             self._drop(list(self._of))
             self._member.rejoin()
             self._heart.wake()
 
-    def _follow(self, version: int, assignment: Mapping[Partition, str]) -> None:
+    def _follow(self, version: int, assignment: Mapping[Partition, str]) -> Steps:
         gone = [p for p in self._of if p not in assignment]
         if gone:
             try:
-                self._revoke(gone)
+                yield from self._revoke(gone)
             finally:
                 self._drop(gone)
         fresh = {p: name for p, name in assignment.items() if p not in self._of}
@@ -226,16 +237,38 @@ class GroupConsumer(Checkpointing):
         self._member.took(version)
         self._heart.wake()
         if fresh and self._assigned_fn is not None:
-            here = [key_of(self._of[p]) for p in fresh if p in self._of]
-            self._tell(self._assigned_fn, here)
+            yield self._assigned_fn, sorted(key_of(self._of[p]) for p in fresh if p in self._of)
 
-    def _revoke(self, gone: list[Partition]) -> None:
+    def _revoke(self, gone: list[Partition]) -> Steps:
         readers = [self._of[p] for p in gone]
         if self._auto_s is not None:
             with contextlib.suppress(ShmbrokerError):  # then its successor repeats
                 self._commit({key_of(r): r.position for r in readers})
         if self._revoked_fn is not None:
-            self._tell(self._revoked_fn, [key_of(r) for r in readers])
+            yield self._revoked_fn, sorted(key_of(r) for r in readers)
+
+    def _walk(self, steps: Steps) -> None:
+        """Through all of it on this thread, inside a read: the program's code may seek and commit,
+        and not read."""
+        for callback, partitions in steps:
+            self._calls_back = True
+            try:
+                callback(partitions)
+            except BaseException as error:
+                steps.throw(error)
+            finally:
+                self._calls_back = False
+
+    def _step(
+        self, steps: Steps, failed: BaseException | None
+    ) -> tuple[Callback, list[TopicPartition]] | None:
+        """The next step, for who calls the program's code elsewhere; `failed`: what that raised.
+        Returns what is to be called, None at the end."""
+        self._hold()
+        try:
+            return next(steps, None) if failed is None else steps.throw(failed)
+        finally:
+            self._let_go()
 
     def _add(self, fresh: Mapping[Partition, str]) -> None:
         """Readers at what the group has committed, or where `start` says."""
@@ -287,14 +320,6 @@ class GroupConsumer(Checkpointing):
             self._paused.discard(key_of(reader))
             self._source.drop(reader)
         self._pause_all(self._paused)
-
-    def _tell(self, callback: Callback, partitions: list[TopicPartition]) -> None:
-        """The user's code, inside a read: it may seek and commit, and not read."""
-        self._calls_back = True
-        try:
-            callback(sorted(partitions))
-        finally:
-            self._calls_back = False
 
     # --- commits -------------------------------------------------------------------------------
 
@@ -366,16 +391,12 @@ class GroupConsumer(Checkpointing):
     def _asked_past(self) -> dict[TopicPartition, int]:
         """Positions but for what was handed out last: nobody has asked for more since."""
         offsets = {key_of(r): self._position(r) for r in self._of.values()}
-        last = self._last_record
+        last = self._last_record or self._handed
         if last is not None:
             key = TopicPartition(last.topic, last.partition)
+            first = last.base_offset if isinstance(last, RecordBatch) else last.offset
             if key in offsets:
-                offsets[key] = min(offsets[key], last.offset)
-        batch = self._handed
-        if batch is not None:
-            key = TopicPartition(batch.topic, batch.partition)
-            if key in offsets:
-                offsets[key] = min(offsets[key], batch.base_offset)
+                offsets[key] = min(offsets[key], first)
         return offsets
 
     # --- its life ------------------------------------------------------------------------------
@@ -390,10 +411,9 @@ class GroupConsumer(Checkpointing):
         super().close()
 
     def _last_words(self) -> None:
-        member, connection = self._member, self._connection
-        if member.state != "in" or connection.closed or connection.epoch.value & 1:
+        if not self._may_speak():
             return
-        deadline = time.monotonic() + 2 * _LEAVE_S
+        deadline = time.monotonic() + 2 * LEAVE_S
         while not self._parted.is_set() and time.monotonic() < deadline:
             try:
                 self._hold()
@@ -405,26 +425,60 @@ class GroupConsumer(Checkpointing):
                 self._parted.wait(_LOOK_S)
                 continue
             try:
-                self._part(self._asked_past())
+                self._walk(self._part(self._asked_past()))
             finally:
                 self._let_go()
-        with contextlib.suppress(ShmbrokerError):
-            leave = Leave(self.group, member.member_id, member.options.instance_id is not None)
-            connection.request("group_leave", _LEAVE_S, **leave.to_args())
+        self._leave_group()
 
-    def _part(self, offsets: Mapping[TopicPartition, int]) -> None:
+    def _may_speak(self) -> bool:
+        """Whether it is in the group, and the broker there."""
+        connection = self._connection
+        return (
+            self._member.state == "in" and not connection.closed and not connection.epoch.value & 1
+        )
+
+    def _part(self, offsets: Mapping[TopicPartition, int]) -> Steps:
         """Before this member leaves: what it did by itself is committed, and its end is told."""
         try:
             if self._auto_s is not None:
                 with contextlib.suppress(ShmbrokerError):  # then its successor repeats
-                    self._commit(offsets, timeout=_LEAVE_S)
+                    self._commit(offsets, timeout=LEAVE_S)
             if self._of and self._revoked_fn is not None:
-                self._tell(self._revoked_fn, self.assignment())
+                yield self._revoked_fn, sorted(self.assignment())
         finally:
             self._parted.set()
+
+    def _leave_group(self) -> None:
+        member = self._member
+        leave = Leave(self.group, member.member_id, member.options.instance_id is not None)
+        with contextlib.suppress(ShmbrokerError):
+            self._connection.request("group_leave", LEAVE_S, **leave.to_args())
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, group {self.group!r}>"
 
 
-__all__ = ["GroupConsumer"]
+def check_sharing(
+    topics: tuple[str, ...],
+    pattern: str | None = None,
+    start: Start | Literal["error"] = "earliest",
+    auto_commit_ms: int | None = None,
+    auto_checkpoint: bool = False,
+) -> None:
+    """ValueError for what can't be, before anything is asked of the broker."""
+    if not topics and pattern is None:
+        raise ValueError("name at least one topic, or a pattern of names")
+    if auto_commit_ms is not None and auto_commit_ms < 1:
+        raise ValueError(f"auto_commit_ms is a number of milliseconds, not {auto_commit_ms}")
+    if auto_commit_ms is not None and auto_checkpoint:
+        raise ValueError("auto_commit_ms and auto_checkpoint do the same: choose one")
+    if isinstance(start, (int, Mapping)):
+        raise ValueError(
+            "a group's start is 'earliest', 'latest', a datetime or 'error'; move a group with: "
+            "shmbroker group reset"
+        )
+    if isinstance(start, str):
+        one_of("start", start, ("earliest", "latest", "error"))
+
+
+__all__ = ["LEAVE_S", "Done", "GroupConsumer", "Steps", "check_sharing"]

@@ -26,17 +26,22 @@ from shmbroker.client.aio.bridge import Bridge
 from shmbroker.client.aio.consumer import Consumer
 from shmbroker.client.aio.producer import Producer
 from shmbroker.client.aio.worker import Worker
-from shmbroker.client.consumer import check_options
 from shmbroker.errors import ConcurrentUse, ForkedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
     from types import TracebackType
     from typing import Literal
 
-    from shmbroker.client.aio.serializing import DeserializingConsumer, SerializingProducer
+    from shmbroker.client.aio.group_consumer import GroupConsumer
+    from shmbroker.client.aio.serializing import (
+        DeserializingConsumer,
+        DeserializingGroupConsumer,
+        SerializingProducer,
+    )
     from shmbroker.client.connection import Connection
-    from shmbroker.client.metadata import Metadata
+    from shmbroker.client.metadata import Metadata, TopicPartition
     from shmbroker.client.positions import Start
     from shmbroker.client.serializing import Deserializer, Partitioner, Serializer
 
@@ -52,10 +57,43 @@ class _Reading(TypedDict, total=False):
     on_gap: Literal["error", "earliest"]
 
 
+class _Sharing(TypedDict, total=False):
+    """The options of a group's member beside the deserializers."""
+
+    pattern: str | None
+    start: Literal["earliest", "latest", "error"] | datetime
+    isolation: Literal["durable", "appended"]
+    on_gap: Literal["error", "earliest"]
+    auto_commit_ms: int | None
+    auto_checkpoint: bool
+    instance_id: str | None
+    assignor: Literal["sticky", "range", "roundrobin"] | None
+    session_timeout_ms: int | None
+    rebalance_timeout_ms: int | None
+    on_assign: Callable[[list[TopicPartition]], object] | None
+    on_revoke: Callable[[list[TopicPartition]], object] | None
+    on_lost: Callable[[list[TopicPartition]], object] | None
+
+
 class _Closable(Protocol):
     async def close(self) -> None: ...
     def _end(self) -> None:
         """What close() does without waiting for anything; twice is fine."""
+
+
+def _kind_of_consumer(shares: bool, decodes: bool) -> Callable[..., Consumer]:
+    """Which class; none is imported that is not needed."""
+    if decodes:
+        from shmbroker.client.aio import serializing
+
+        return (
+            serializing.DeserializingGroupConsumer if shares else serializing.DeserializingConsumer
+        )
+    if shares:
+        from shmbroker.client.aio.group_consumer import GroupConsumer
+
+        return GroupConsumer
+    return Consumer
 
 
 def connect(
@@ -223,6 +261,25 @@ class Client(Admin):
     def consumer(
         self,
         *topics: str,
+        group: str,
+        value_deserializer: Callable[[bytes], V],
+        key_deserializer: Deserializer | None = None,
+        **options: Unpack[_Sharing],
+    ) -> DeserializingGroupConsumer[V]: ...
+    @overload
+    def consumer(
+        self,
+        *topics: str,
+        group: str,
+        key_deserializer: Deserializer,
+        **options: Unpack[_Sharing],
+    ) -> DeserializingGroupConsumer[bytes]: ...
+    @overload
+    def consumer(self, *topics: str, group: str, **options: Unpack[_Sharing]) -> GroupConsumer: ...
+    @overload
+    def consumer(
+        self,
+        *topics: str,
         value_deserializer: Callable[[bytes], V],
         key_deserializer: Deserializer | None = None,
         **options: Unpack[_Reading],
@@ -232,46 +289,29 @@ class Client(Admin):
         self, *topics: str, key_deserializer: Deserializer, **options: Unpack[_Reading]
     ) -> DeserializingConsumer[bytes]: ...
     @overload
+    def consumer(self, *topics: str, **options: Unpack[_Reading]) -> Consumer: ...
     def consumer(
         self,
         *topics: str,
-        partitions: list[int] | None = None,
-        start: Start = "latest",
-        isolation: Literal["durable", "appended"] = "durable",
-        on_gap: Literal["error", "earliest"] = "error",
-    ) -> Consumer: ...
-    def consumer(
-        self,
-        *topics: str,
-        partitions: list[int] | None = None,
-        start: Start = "latest",
-        isolation: Literal["durable", "appended"] = "durable",
-        on_gap: Literal["error", "earliest"] = "error",
+        group: str | None = None,
         key_deserializer: Deserializer | None = None,
         value_deserializer: Callable[[bytes], Any] | None = None,
+        **options: Any,
     ) -> Consumer:
         """A Consumer, as of `shmbroker.Client.consumer`; it begins when it is entered or awaited.
 
-        So "latest" is the end as it is then. Waits park in the watcher's thread: nothing spins.
-        The deserializers run in the loop's thread.
+        So "latest" is the end as it is then, and a group is joined then. Waits park in the
+        watcher's thread: nothing spins. The deserializers and a group's callbacks, which may be
+        coroutine functions, run in the loop's thread.
         """
         self.check()
-        check_options(topics, partitions, isolation, on_gap)
-        kind, more = Consumer, dict[str, Any]()
+        more = dict[str, Any]()
         if key_deserializer is not None or value_deserializer is not None:
-            from shmbroker.client.aio.serializing import DeserializingConsumer
-
-            kind = DeserializingConsumer
             more = {"key_deserializer": key_deserializer, "value_deserializer": value_deserializer}
-        made = kind(
-            self,
-            topics,
-            partitions=partitions,
-            start=start,
-            isolation=isolation,
-            on_gap=on_gap,
-            **more,
-        )
+        kind = _kind_of_consumer(group is not None, bool(more))
+        if group is not None:
+            more["group"] = group
+        made = kind(self, topics, **options, **more)
         self._made.add(made)
         return made
 

@@ -119,17 +119,21 @@ class Consumer(Reading):
         self._closed = True
         self._ended_inside = self._inside
         self._end_sleep(True)
-        if self._stream is not None:
-            self._stream._stop_waits()
-            self._client.connection.notify()
         if not self._ending.done():
             self._ending.set_result(None)
         try:
+            await self._say_farewell()
+            if self._stream is not None:
+                self._stream._stop_waits()
+                self._client.connection.notify()
             await self._left.wait()
             if self._pending is not None and self._stream is not None:
                 await asyncio.wait({self._pending})
         finally:
             self._end()
+
+    async def _say_farewell(self) -> None:
+        """What is to be done while the inner consumer still can."""
 
     def _end(self) -> None:
         self._closed = True

@@ -19,12 +19,13 @@ import asyncio
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from shmbroker._core import reader as core
 from shmbroker._core.batch import Record
 from shmbroker._core.reader import AsyncRecords, RecordBatch
 from shmbroker.client.consumer import Consumer as SyncConsumer
+from shmbroker.client.consumer import check_options
 from shmbroker.client.reading import NEVER_NS
 from shmbroker.errors import ClosedError, ConcurrentUse, ForkedError
 
@@ -37,13 +38,15 @@ T = TypeVar("T")
 class Reading(AsyncRecords):
     """A synchronous Consumer, read from an event loop. Not for users: see Consumer."""
 
+    _kind: ClassVar[type[SyncConsumer]] = SyncConsumer
     _stream: SyncConsumer | None  # None: not begun
 
     def __init__(self, client: Client, topics: tuple[str, ...], **options: Any) -> None:
         self._closed = True  # until it is whole, for __del__
+        self._check_options(topics, options)
         self._client = client
         self._pid = os.getpid()
-        self._make = partial(SyncConsumer, client._sync, topics, idle="park", **options)
+        self._make = partial(self._kind, client._sync, topics, idle="park", **options)
         self._topics = topics
         self._inside = False  # a task is
         self._left = asyncio.Event()  # it is not
@@ -54,6 +57,14 @@ class Reading(AsyncRecords):
         self._pending: asyncio.Future[Any] | None = None  # in the reading thread
         self._ending: asyncio.Future[Any] = client._loop.create_future()  # done by close()
         self._closed = False
+
+    def _check_options(self, topics: tuple[str, ...], options: dict[str, Any]) -> None:
+        check_options(
+            topics,
+            options.get("partitions"),
+            options.get("isolation", "durable"),
+            options.get("on_gap", "error"),
+        )
 
     async def _next(self) -> Record:
         while True:
@@ -88,10 +99,8 @@ class Reading(AsyncRecords):
         self._inside = True
         self._left.clear()
         try:
-            if self._pending is not None:  # of a call that was cancelled
-                await asyncio.wait(
-                    {self._pending, self._ending}, return_when=asyncio.FIRST_COMPLETED
-                )
+            while (left := self._unfinished()) is not None:
+                await asyncio.wait({left, self._ending}, return_when=asyncio.FIRST_COMPLETED)
                 self._check()
             if self._stream is None:
                 self._stream = await self._in_thread(self._make, keep=self._begun)
@@ -99,6 +108,10 @@ class Reading(AsyncRecords):
         except BaseException:
             self._leave()
             raise
+
+    def _unfinished(self) -> asyncio.Future[Any] | None:
+        """What a call that was cancelled has left to end by itself."""
+        return None if self._pending is None or self._pending.done() else self._pending
 
     def _leave(self) -> None:
         self._inside = False
@@ -168,6 +181,9 @@ class Reading(AsyncRecords):
             stream._unbuffer()
             connection, again = self._client.connection, True
             while not self._closed:
+                if self._is_called(stream) and not connection.epoch.value & 1:
+                    await self._attend(stream)
+                    continue
                 found = stream._try()
                 if found:
                     return found
@@ -185,6 +201,14 @@ class Reading(AsyncRecords):
             raise ClosedError("this consumer was closed meanwhile")
         finally:
             self._leave()
+
+    def _is_called(self, stream: SyncConsumer) -> bool:
+        """Whether there is something to be seen to before the next record."""
+        return stream._called
+
+    async def _attend(self, stream: SyncConsumer) -> None:
+        """Sees to it."""
+        stream._answer_call()
 
     async def _sleep(self, deadline_ns: int, stream: SyncConsumer | None = None) -> bool:
         """Until `stream` has something to look at, or else the broker; False at the deadline."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from shmbroker._core.producer import ProducerBase
 from shmbroker.client.aio.consumer import Consumer
+from shmbroker.client.aio.group_consumer import GroupConsumer
 from shmbroker.client.aio.producer import Producer
 from shmbroker.client.serializing import (
     DecodedBatch,
@@ -149,6 +150,10 @@ class DeserializingConsumer(Consumer, Generic[V]):
         return _Batches(super().batches(timeout), self._incoming)
 
 
+class DeserializingGroupConsumer(DeserializingConsumer[V], GroupConsumer):
+    """A GroupConsumer whose records come decoded."""
+
+
 class _Batches(Generic[V]):
     """What `DeserializingConsumer.batches` returns; no generator, whose end a cancelled step is."""
 
@@ -162,4 +167,4 @@ class _Batches(Generic[V]):
         return self._incoming.batch(await anext(self._undecoded))
 
 
-__all__ = ["DeserializingConsumer", "SerializingProducer"]
+__all__ = ["DeserializingConsumer", "DeserializingGroupConsumer", "SerializingProducer"]

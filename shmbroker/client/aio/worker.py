@@ -27,7 +27,7 @@ class Worker:
     def start(self, fn: Callable[[], T]) -> asyncio.Future[T]:
         """Calls `fn` in the thread, after what was started before."""
         future = self._loop.run_in_executor(self._pool, fn)
-        future.add_done_callback(_look)
+        future.add_done_callback(look)
         return future
 
     async def run(self, fn: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
@@ -45,7 +45,7 @@ class Worker:
         self._pool.shutdown(wait=False)
 
 
-def _look(future: asyncio.Future[Any]) -> None:
+def look(future: asyncio.Future[Any]) -> None:
     """An error that nobody waits for any more is nobody's: the call may be repeated."""
     if not future.cancelled():
         future.exception()
@@ -56,4 +56,4 @@ def _undo(future: asyncio.Future[T], undo: Callable[[T], object]) -> None:
         undo(future.result())
 
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "look"]
