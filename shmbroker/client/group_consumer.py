@@ -328,8 +328,8 @@ class GroupConsumer(Checkpointing):
             return
         self._auto_at = time.monotonic() + self._auto_s
         with contextlib.suppress(
-            TimedOut, BrokerGone, StaleMemberEpoch, *OUT
-        ):  # the next one is due
+            TimedOut, BrokerGone, StaleMemberEpoch, UnknownTopic, *OUT
+        ):  # the next one is due; a deleted topic is about to be taken from us
             self._commit({key_of(r): r.position for r in self._of.values()})
 
     def _offsets_of(self, what: Done | None) -> dict[TopicPartition, int]:
@@ -374,9 +374,9 @@ class GroupConsumer(Checkpointing):
             self._call()
             raise
         answer = CommitAnswer.from_ok(ok)
-        for refused in answer.refused.values():
-            raise refused
         names = {p: key for key, (p, _) in found.items()}
+        for partition, refused in answer.refused.items():
+            raise UnknownTopic(*names[partition]) if isinstance(refused, UnknownTopic) else refused
         done = {names[p]: offset for p, offset in answer.committed.items()}
         if self._checkpoints is not None:
             for key, offset in done.items():

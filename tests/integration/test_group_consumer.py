@@ -15,6 +15,7 @@ from waiting import eventually
 
 import shmbroker
 from shmbroker import errors
+from shmbroker.client.metadata import TopicPartition
 
 COUNT = 40
 
@@ -237,10 +238,23 @@ def test_patterns_new_partitions_and_deleted_topics_are_followed(client: Any) ->
     assert member.error is None
 
 
+def test_a_deleted_topic_is_no_error_to_a_member_that_commits_by_itself(client: Any) -> None:
+    """The commit of its partition is refused, which was told to the reader."""
+    with client.consumer("orders", group="g", auto_commit_ms=1) as consumer:
+        assert numbers(consumer, COUNT)
+        client.delete_topic("orders")
+        consumer._auto_at = 0.0
+        consumer._commit_if_due()
+        with pytest.raises(errors.UnknownTopic, match="'orders'"):
+            consumer._commit({TopicPartition("orders", 0): 1})
+        eventually(lambda: (consumer.poll(0), consumer.assignment() == [])[1], consumer.assignment)
+
+
 def test_a_static_member_keeps_its_partitions_over_a_restart_of_its_program(client: Any) -> None:
     other = Running(client)
     first = client.consumer("orders", group="g", instance_id="a")
     eventually(lambda: (first.poll(0), len(first.assignment()) == 2)[1], other.has)
+    eventually(lambda: len(other.has()) == 2 and bool(other.calls), other.has)
     mine, calls = sorted(first.assignment()), len(other.calls)
     first.close()
     with client.consumer("orders", group="g", instance_id="a") as again:

@@ -73,9 +73,9 @@ class RemotePeer:
         assert "event" in answer, answer
         return answer
 
-    def send(self, *frames: bytes) -> None:
+    def send(self, *frames: bytes, flags: int = 0) -> None:
         """These very frames."""
-        self._socket.send_multipart(frames)
+        self._socket.send_multipart(frames, flags)
 
     def receive(self, limit_s: float) -> dict[str, Any] | None:
         """Whatever comes next; None when nothing does."""
