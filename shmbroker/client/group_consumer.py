@@ -328,7 +328,7 @@ class GroupConsumer(Checkpointing):
             return
         self._auto_at = time.monotonic() + self._auto_s
         with contextlib.suppress(
-            TimedOut, BrokerGone, StaleMemberEpoch, *OUT
+            TimedOut, BrokerGone, StaleMemberEpoch, UnknownTopic, *OUT
         ):  # the next one is due
             self._commit({key_of(r): r.position for r in self._of.values()})
 
@@ -374,9 +374,11 @@ class GroupConsumer(Checkpointing):
             self._call()
             raise
         answer = CommitAnswer.from_ok(ok)
-        for refused in answer.refused.values():
-            raise refused
         names = {p: key for key, (p, _) in found.items()}
+        for partition, refused in answer.refused.items():
+            if isinstance(refused, UnknownTopic):  # it knows the id alone
+                raise UnknownTopic(names[partition].topic)
+            raise refused
         done = {names[p]: offset for p, offset in answer.committed.items()}
         if self._checkpoints is not None:
             for key, offset in done.items():
