@@ -102,12 +102,13 @@ def attach(
 
 
 def program_name() -> str:
-    """The command line of this process, cut, for `status`."""
+    """The command line of this process in one printable line, cut, for `status`."""
     try:
         words = Path("/proc/self/cmdline").read_bytes().split(b"\0")
     except OSError:
         return "python"
-    return " ".join(word.decode(errors="replace") for word in words if word)[:200]
+    line = " ".join(word.decode(errors="replace") for word in words if word)[:200]
+    return "".join(c if c.isprintable() else " " for c in line)
 
 
 __all__ = ["MESSAGE_BYTES", "Attachment", "attach", "program_name"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -296,6 +298,15 @@ def test_options_that_cannot_be_are_refused_at_once(client: Any) -> None:
         client.consumer("orders", group="g", session_timeout_ms=1)
     with pytest.raises(errors.UnsupportedAssignor):
         client.consumer("orders", group="g", assignor="best")
+
+
+def test_a_program_of_several_lines_may_join(broker: Any, client: Any) -> None:
+    program = f"import shmbroker\nwith shmbroker.connect({broker.instance!r}) as client:\n" + (
+        "    with client.consumer('orders', group='lines') as consumer:\n"
+        "        assert consumer.poll(20) is not None\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=broker.env, timeout=60)
+    assert client.describe_group("lines").state == "empty"
 
 
 def test_records_come_decoded_where_it_is_asked_for(client: Any) -> None:
