@@ -376,7 +376,9 @@ class GroupConsumer(Checkpointing):
         answer = CommitAnswer.from_ok(ok)
         names = {p: key for key, (p, _) in found.items()}
         for partition, refused in answer.refused.items():
-            raise UnknownTopic(*names[partition]) if isinstance(refused, UnknownTopic) else refused
+            if isinstance(refused, UnknownTopic):  # it knows the id alone
+                raise UnknownTopic(names[partition].topic)
+            raise refused
         done = {names[p]: offset for p, offset in answer.committed.items()}
         if self._checkpoints is not None:
             for key, offset in done.items():
