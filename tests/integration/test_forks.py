@@ -95,6 +95,33 @@ def test_in_a_forked_child_every_call_is_refused_and_an_own_client_works(broker:
             assert client.topics() == ["t"]
 
 
+def test_in_a_forked_child_a_groups_member_is_refused_and_the_parents_stays_in(broker: Any) -> None:
+    async def main(other: Any) -> None:
+        async with (
+            aio.connect(broker.instance) as client,
+            client.consumer("t", group="a") as member,
+        ):
+            assert (await member.poll(40)).value == b"a"
+
+            def child() -> list[Any]:
+                wrong = forked.not_refused(member, other)
+                gc.collect()
+                return [wrong]
+
+            assert run_in_child(child) == [[]]
+            assert await member.commit() == {("t", 0): 1}
+
+    with broker.client() as client:
+        client.create_topic("t")
+        with client.producer() as producer:
+            producer.send("t", b"a", partition=0).result(40)
+        with client.consumer("t", group="s") as other:
+            assert other.poll(40).value == b"a"
+            asyncio.run(main(other))
+            assert other.commit() == {("t", 0): 1}
+            assert client.describe_group("s").members[0].member_id == other.member_id
+
+
 def test_in_a_forked_child_asyncio_calls_are_refused_and_the_parents_loop_goes_on(
     broker: Any,
 ) -> None:
