@@ -57,12 +57,8 @@ class Consuming:
 
     def begin_at(self, place: str | int | datetime) -> None:
         """Where each partition begins; a negative number counts from its end."""
-        starts, ends = self._consumer.beginning_offsets(), self._consumer.end_offsets()
         for at in self._consumer.assignment():
-            if isinstance(place, int) and place < 0:
-                self._consumer.seek(max(starts[at], ends[at] + place), at.partition)
-            else:
-                self._consumer.seek(place, at.partition)  # type: ignore[arg-type]
+            self._consumer.seek(place, at.partition)  # type: ignore[arg-type]
 
     def stop_at(self, place: str | int | datetime | None, *, exit_at_end: bool) -> None:
         """Where each partition ends; None and not exit_at_end: nowhere."""

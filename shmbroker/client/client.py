@@ -291,11 +291,12 @@ class Client(Admin):
     ) -> Consumer:
         """A consumer of all (or the named) `partitions` of `topics`; or a member of a `group`.
 
-        `start`: "latest" (the end as it is now), "earliest", an offset (one partition only),
-        {partition: offset} (one topic only), or a datetime. `isolation`: "durable" sees what is on
-        stable storage, "appended" what the broker has. `on_gap`: what to do when retention took the
-        next record: OffsetOutOfRange, or go on at the earliest. `idle`: how it waits. With a
-        deserializer (a function of bytes) keys or values come decoded: DeserializingConsumer.
+        `start`: "latest" (the end as it is now), "earliest", an offset (one partition only), -n
+        (the last n records of each), {partition: offset} (one topic only), or a datetime.
+        `isolation`: "durable" sees what is on stable storage, "appended" what the broker has.
+        `on_gap`: what to do when retention took the next record: OffsetOutOfRange, or go on at the
+        earliest. `idle`: how it waits. With a deserializer (a function of bytes) keys or values
+        come decoded: DeserializingConsumer.
 
         With `group` the partitions are shared with its other members, and reading begins at what
         the group has committed (docs/groups.md); where that is nothing, at `start`: "earliest" (by

@@ -43,24 +43,25 @@ class Positions(Reading):
         return self._do(lambda: self._position(self._find(partition)), attached=False)
 
     def seek(self, offset: Place, partition: Where | None = None) -> None:
-        """Goes on at `offset`: "earliest", "latest", an offset, or the first record from a time on.
+        """Goes on at `offset`: "earliest", "latest", an offset, -n (the last n records of each), or
+        the first record from a time on.
 
         Without `partition` all partitions go there; an offset is one partition's, so with several
         it must be said whose. A datetime without a zone is local time. An offset that is not
         there is told of by the next read (OffsetOutOfRange).
         """
 
+        is_offset = isinstance(offset, int) and offset >= 0
+
         def move() -> None:
-            if isinstance(offset, int) or partition is not None:
-                readers = [self._find(partition)]
-            else:
-                readers = self._all
+            one = is_offset or partition is not None
+            readers = [self._find(partition)] if one else self._all
             self._unbuffer()
             self._sought(readers)
             for reader, where in zip(readers, self._offsets_for(readers, offset), strict=True):
                 self._source.seek(reader, where)
 
-        self._do(move, attached=not isinstance(offset, int))
+        self._do(move, attached=not is_offset)
 
     def beginning_offsets(self) -> dict[TopicPartition, int]:
         """The first offset of each partition that may be read, inclusive."""
@@ -131,7 +132,7 @@ class Positions(Reading):
             self._source.seek(reader, where)
 
     def _check_start(self, start: Start) -> None:
-        if isinstance(start, int) and len(self._all) > 1:
+        if isinstance(start, int) and start >= 0 and len(self._all) > 1:
             numbers = ", ".join(f"{r.partition}: {start}" for r in self._all[:2])
             raise ValueError(
                 f"start={start} is one offset for {len(self._all)} partitions; give each its own: "
@@ -162,12 +163,13 @@ class Positions(Reading):
                 for r, where in zip(readers, found, strict=True)
             ]
         if isinstance(asked, int) and not isinstance(asked, bool):
-            if asked < 0:
-                raise ValueError(f"offsets begin at 0: {asked}")
-            return [asked] * len(readers)
+            if asked >= 0:
+                return [asked] * len(readers)
+            ends = self._source.ends(readers)
+            return [max(ends[key_of(r)].start, ends[key_of(r)].end + asked) for r in readers]
         if asked not in ("latest", "earliest"):
             raise ValueError(
-                f"{asked!r} is no place: 'latest', 'earliest', an offset or a datetime"
+                f"{asked!r} is no place: 'latest', 'earliest', an offset, -n or a datetime"
             )
         ends = self._source.ends(readers)
         return [ends[key_of(r)][0 if asked == "earliest" else 1] for r in readers]

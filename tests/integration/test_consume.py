@@ -255,3 +255,20 @@ def test_damage_in_an_old_segment_is_an_error_and_nothing_behind_it_is_read_inst
                     assert batch.base_offset == at
                     at = batch.next_offset
             assert 0 < at < 4500
+
+
+def test_the_last_records_of_each_partition_are_read_again(broker: Any) -> None:
+    with broker.client() as client:
+        client.create_topic("ticks", partitions=2)
+        with client.producer() as producer:
+            for n in range(30):
+                producer.send("ticks", b"%d" % n, partition=int(n >= 20))
+            producer.flush()
+        with client.consumer("ticks", start=-3) as consumer:
+            found = sorted(int(consumer.poll(20).value) for _ in range(6))
+            assert found == [17, 18, 19, 27, 28, 29]
+            assert consumer.poll(0.05) is None
+            consumer.seek(-1, 1)
+            assert consumer.poll(20).value == b"29"
+            consumer.seek(-1000)
+            assert sorted(int(consumer.poll(20).value) for _ in range(30)) == list(range(30))

@@ -347,13 +347,13 @@ def test_all_partitions_go_to_a_named_place_and_one_to_an_offset(
             consumer.seek("the end")  # type: ignore[arg-type]
 
 
-def test_negative_offsets_are_refused_wherever_they_are_given(
+def test_a_negative_offset_counts_from_the_end_and_stops_at_the_first_record(
     log: FakePartition, client: Client
 ) -> None:
-    with pytest.raises(ValueError, match="begin at 0: -1"):
-        client.consumer("t", start=-1)
-    with client.consumer("t") as consumer, pytest.raises(ValueError, match="begin at 0: -2"):
-        consumer.seek(-2)
+    with client.consumer("t", start=-1_000_000) as consumer:
+        assert consumer.position() == consumer.beginning_offsets()["t", 0]
+        consumer.seek(-1)
+        assert consumer.position() == max(0, consumer.end_offsets()["t", 0] - 1)
 
 
 def test_a_consumer_of_nothing_is_refused(log: FakePartition, client: Client) -> None:

@@ -257,8 +257,6 @@ def test_what_is_wrong_is_told_as_by_the_synchronous_one(
                 client.consumer()
             with pytest.raises(UnknownTopic):
                 await client.consumer("nothing")
-            with pytest.raises(ValueError, match="begin at 0"):
-                await client.consumer("t", start=-1)
             with pytest.raises(UnknownTopic):
                 await client.describe_topic("nothing")
             assert await client.topics() == ["t"]
