@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import psutil
 import pytest
+from processes import living
 from waiting import eventually
 
 import shmbroker
@@ -80,7 +80,7 @@ def test_a_private_broker_is_there_for_a_block_and_gone_after_it(tmp: Path) -> N
         assert not any(p["pinned"] for p in client.status()["processes"] if p["role"] == "writer")
         assert Path(client.address).is_relative_to(tmp)
     assert traces(tmp, prefix) == []
-    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+    assert not living(pids)
     with shmbroker.embedded() as other:
         assert other.topics() == [], "another broker"
 
@@ -103,7 +103,7 @@ def test_nothing_stays_of_a_program_that_was_killed(tmp: Path) -> None:
         process.kill()
     eventually(lambda: not traces(tmp, str(said["prefix"])))
     for pid in said["pids"]:  # type: ignore[attr-defined]
-        eventually(lambda pid=pid: not psutil.pid_exists(pid))
+        eventually(lambda pid=pid: not living([pid]))
 
 
 def test_what_stays_when_everything_is_killed_at_once_goes_with_the_next_broker(tmp: Path) -> None:
@@ -114,7 +114,7 @@ def test_what_stays_when_everything_is_killed_at_once_goes_with_the_next_broker(
         os.kill(acceptor, signal.SIGKILL)
         os.kill(process.pid, signal.SIGKILL)
     for pid in said["pids"]:  # type: ignore[attr-defined]
-        eventually(lambda pid=pid: not psutil.pid_exists(pid))
+        eventually(lambda pid=pid: not living([pid]))
     assert len(traces(tmp, str(said["prefix"]))) > 3
     with program() as (_, second):
         assert not Path(str(said["address"])).exists()
@@ -211,11 +211,11 @@ def test_a_killed_demo_leaves_no_broker(tmp: Path) -> None:
     assert process.stdout is not None
     line = process.stdout.readline()
     pid = int(line.partition("(pid ")[2].partition(",")[0])
-    assert psutil.pid_exists(pid)
+    assert living([pid])
     process.kill()
     process.wait()
     process.stdout.close()
-    eventually(lambda: not psutil.pid_exists(pid))
+    eventually(lambda: not living([pid]))
     eventually(lambda: not list(tmp.iterdir()))
 
 

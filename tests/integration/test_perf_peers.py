@@ -17,6 +17,7 @@ from typing import ClassVar
 import psutil
 import pytest
 from fake_peer import FilePeer, sleeper
+from processes import living
 from rich.console import Console
 from typer.testing import CliRunner
 from waiting import eventually
@@ -130,6 +131,7 @@ def test_a_record_that_waits_behind_a_stall_is_charged_for_it(
     """100 ms at 200 a second: some 20 of 40 records are late, though 39 were sent quickly."""
     rows = measured(Stalling(Cache(tmp_path)), "cached", tmp_path / "home")
     late = rows["latency-200-memory-cached"]
+    assert late.values, late.note
     assert late.more["max us"] >= 100_000
     assert late.values[0] > 5_000
 
@@ -156,7 +158,7 @@ def test_a_daemon_ends_with_all_that_it_started(tmp_path: Path) -> None:
         eventually(lambda: len(daemon.processes()) == 2, daemon.processes)
         found = daemon.processes()
         assert os.getsid(found[0].pid) != os.getsid(0)  # Ctrl+C is for the measurement
-    assert not any(each.is_running() for each in found)
+    assert not living(found)
     daemon.stop()
 
 
@@ -175,7 +177,7 @@ def test_a_daemon_that_ignores_sigterm_is_killed(
     )
     with sleeper(tmp_path / "log", code) as daemon:
         (process,) = daemon.processes()
-    assert not process.is_running()
+    assert not living([process])
 
 
 @pytest.mark.leaves_processes
@@ -193,7 +195,7 @@ def test_a_daemon_of_a_killed_measurement_dies_with_it(tmp_path: Path) -> None:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
         process.kill()
-    eventually(lambda: not psutil.pid_exists(pid), lambda: f"{pid} lives")
+    eventually(lambda: not living([pid]), lambda: f"{pid} lives")
 
 
 @pytest.fixture
@@ -302,8 +304,7 @@ def test_a_run_of_peers_that_is_ended_leaves_nothing_running(
             process.send_signal(number)
         said = process.stderr.read()
     assert process.wait(30) == code, said
-    psutil.wait_procs(below, timeout=15)
-    assert not any(each.is_running() for each in below)
+    eventually(lambda: not living(below), lambda: living(below))
     run.sweep(tmp_path / "d")  # as the next run there does
     assert list((tmp_path / "d").iterdir()) == []
     if number == signal.SIGINT:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import living
 from remote_peer import RemotePeer
 from stream_rig import LIMIT_S, StreamConsumer, check_gapless, next_of
 from waiting import eventually
@@ -138,7 +139,7 @@ def test_the_death_of_the_broker_ends_its_readers(
         consumer.read(end)
         broker.kill9()
         assert [*consumer.events()] == []
-    assert not any(reader.is_running() for reader in readers)
+    assert not living(readers)
 
 
 def test_an_orderly_end_is_announced_to_consumers(

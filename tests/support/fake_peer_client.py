@@ -53,8 +53,13 @@ class FileClient(Client):
         with open(self._home / topic, "rb") as file:
             file.seek(0, os.SEEK_END)
             yield []
+            rest = b""
             while True:
-                yield _cut(file.read())
+                # A write that crosses a page is seen in halves.
+                data = rest + file.read()
+                whole = len(data) - len(data) % BYTES
+                rest = data[whole:]
+                yield _cut(data[:whole])
                 time.sleep(0.0005)
 
     def values(self, topic: str, count: int) -> Iterator[list[bytes]]:
