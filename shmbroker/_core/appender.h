@@ -198,7 +198,9 @@ static inline int shmb_flush_step(struct shmb_engine *e, struct shmb_part *p, ui
     shmb_park_wake(p->durable_word);
     shmb_park_wake(&e->park[SHMB_PARK_INSTANCE * (SHMB_LINE / 4)]);
     atomic_fetch_add_explicit(&e->progress, 1, memory_order_acq_rel);
-    shmb_park_wake(e->doorbell);
+    shmb_fence_full(); /* a sequencer that is not seen to have a blocked frame sees this progress before it sleeps */
+    if (shmb_peek32(&e->blocked))
+        shmb_park_wake(e->doorbell);
     return 1;
 }
 

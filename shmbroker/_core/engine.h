@@ -176,7 +176,9 @@ struct shmb_engine {
     uint32_t dirty_count;
     uint64_t flush_max_bytes;
     uint64_t inline_limit_ns;      /* inline writes while the mean write is below this; 0: never */
-    uint64_t spin_ns;
+    uint64_t spin_ns;              /* the most that is looked before a sleep; adaptive: see sequencer.h */
+    uint64_t spin_now_ns;          /* S: what looking has been worth of late */
+    uint32_t idles;                /* S: times that there was nothing to do */
     uint32_t idle;
     int32_t trace_fd;              /* records every write (power-loss test); -1: off */
     struct shmb_queue flush_urgent;
@@ -187,6 +189,7 @@ struct shmb_engine {
     struct shmb_queue wants;
     int wants_fd;                  /* eventfd: the housekeeper polls it */
     shmb_a64 progress;             /* counts what may unblock a frame */
+    shmb_a32 blocked;              /* S: rings whose first frame waits; without, no flush wakes the sequencer */
     /* mailbox */
     struct shmb_command command;
     shmb_a32 command_full;

@@ -133,6 +133,7 @@ cdef extern from "housekeep.h" nogil:
         uint64_t flush_max_bytes
         uint64_t inline_limit_ns
         uint64_t spin_ns
+        uint64_t spin_now_ns
         uint32_t idle
         int32_t trace_fd
         shmb_a32 flushers_stop

@@ -54,7 +54,7 @@ cdef class Engine:
             raise OSError(why, "cannot set up the engine")
         self.e.flush_max_bytes = flush_max_bytes
         self.e.inline_limit_ns = inline_limit_ns
-        self.e.spin_ns = spin_ns
+        self.e.spin_ns = self.e.spin_now_ns = spin_ns
         self.e.idle = IDLE[idle]
         self.e.trace_fd = trace_fd
 

@@ -74,9 +74,12 @@ static inline enum shmb_step shmb_reject(struct shmb_engine *e, struct shmb_sour
     return SHMB_STEP_DONE;
 }
 
-static inline enum shmb_step shmb_block(struct shmb_source *g, struct shmb_part *p, enum shmb_block why)
+static inline enum shmb_step shmb_block(struct shmb_engine *e, struct shmb_source *g, struct shmb_part *p,
+                                        enum shmb_block why)
 {
     if (g->blocked != p) {
+        if (!g->blocked)
+            shmb_poke32(&e->blocked, shmb_peek32(&e->blocked) + 1);
         g->blocked = p;
         g->blocked_ns = (uint64_t)shmb_now_ns();
         if (shmb_peek(&p->slot->blocked_ns) == 0)
@@ -85,9 +88,10 @@ static inline enum shmb_step shmb_block(struct shmb_source *g, struct shmb_part 
     shmb_poke32(&p->slot->blocked_why, why);
     return SHMB_STEP_BLOCKED;
 }
-static inline void shmb_unblock(struct shmb_source *g)
+static inline void shmb_unblock(struct shmb_engine *e, struct shmb_source *g)
 {
     if (g->blocked) {
+        shmb_poke32(&e->blocked, shmb_peek32(&e->blocked) - 1);
         shmb_poke32(&g->blocked->slot->blocked_why, SHMB_BLOCK_NONE);
         shmb_poke(&g->blocked->slot->blocked_ns, 0);
         g->blocked = NULL;
@@ -340,7 +344,7 @@ static inline enum shmb_step shmb_step_frame(struct shmb_engine *e, struct shmb_
     case SHMB_STATE_NO_SPACE:
         break;
     case SHMB_STATE_OPENING:
-        return shmb_block(g, p, SHMB_BLOCK_OPENING);
+        return shmb_block(e, g, p, SHMB_BLOCK_OPENING);
     case SHMB_STATE_READONLY:
         return shmb_reject(e, g, f, seq, frame_bytes, SHMB_E_READ_ONLY);
     case SHMB_STATE_OFFLINE:
@@ -354,7 +358,7 @@ static inline enum shmb_step shmb_step_frame(struct shmb_engine *e, struct shmb_
         return shmb_reject(e, g, f, seq, frame_bytes, SHMB_E_INVALID_RECORD);
     enum shmb_block why = shmb_make_room(e, p, length);
     if (why)
-        return shmb_block(g, p, why);
+        return shmb_block(e, g, p, why);
     return shmb_append(e, g, p, f, seq, length, acks);
 }
 
@@ -367,7 +371,7 @@ static inline unsigned shmb_drain_source(struct shmb_engine *e, struct shmb_sour
         enum shmb_step step = shmb_step_frame(e, g);
         if (step == SHMB_STEP_DONE) {
             frames++;
-            shmb_unblock(g);
+            shmb_unblock(e, g);
             continue;
         }
         break;
@@ -444,7 +448,7 @@ static inline int shmb_obey(struct shmb_engine *e)
     case SHMB_OP_REMOVE_SOURCE:
         for (uint32_t i = 0; i < e->sources_count; i++)
             if (e->sources[i] == c->source) {
-                shmb_unblock(c->source);
+                shmb_unblock(e, c->source);
                 e->sources[i] = e->sources[--e->sources_count];
                 break;
             }
@@ -469,10 +473,38 @@ static inline unsigned shmb_pass(struct shmb_engine *e, uint8_t *bounce)
     return frames;
 }
 
-/* Whether anything has happened that a pass would act on. `progress`: seen before the last pass. */
+/* Whether anything has happened that a pass would act on: for a blocked frame that is progress since the
+ * last pass (`progress`: seen before it). */
 static inline int shmb_stirred(struct shmb_engine *e, uint64_t progress)
 {
-    return shmb_observe32(&e->command_full) || shmb_observe(&e->progress) != progress || shmb_sources_ready(e);
+    return shmb_observe32(&e->command_full) || shmb_sources_ready(e) ||
+           (shmb_peek32(&e->blocked) && shmb_observe(&e->progress) != progress);
+}
+
+/* Looks for work before a sleep; 1: there is some. Adaptive: as long as may be once looking was worth it,
+ * half as long after each time that it was not, so that a writer with little to do leaves its core to
+ * others; each SPIN_PROBE-th time as long as may be again, since only then can it be found worth it. */
+#define SHMB_SPIN_PROBE 16u
+#define SHMB_SPIN_LEAST_NS 1000u
+static inline int shmb_spin(struct shmb_engine *e, uint64_t progress)
+{
+    if (e->idle == SHMB_IDLE_PARK)
+        return 0;
+    uint64_t spin = ++e->idles % SHMB_SPIN_PROBE ? e->spin_now_ns : e->spin_ns;
+    if (e->idle == SHMB_IDLE_ADAPTIVE && spin < SHMB_SPIN_LEAST_NS)
+        return 0;
+    int64_t until = e->idle == SHMB_IDLE_SPIN ? INT64_MAX : shmb_now_ns() + (int64_t)spin;
+    do {
+        for (int i = 0; i < 64; i++) {
+            shmb_relax();
+            if (shmb_stirred(e, progress)) {
+                e->spin_now_ns = e->spin_ns;
+                return 1;
+            }
+        }
+    } while (until == INT64_MAX || shmb_now_ns() < until);
+    e->spin_now_ns /= 2;
+    return 0;
 }
 
 /* The sequencer thread's life. `bounce`: one unit, aligned to it. Returns at SHMB_OP_STOP. */
@@ -484,18 +516,8 @@ static inline void shmb_sequence(struct shmb_engine *e, uint8_t *bounce)
             return;
         if (shmb_pass(e, bounce))
             continue;
-        if (e->idle != SHMB_IDLE_PARK) {
-            int64_t until = e->idle == SHMB_IDLE_SPIN ? INT64_MAX : shmb_now_ns() + (int64_t)e->spin_ns;
-            int stirred = 0;
-            do {
-                for (int i = 0; i < 64 && !stirred; i++) {
-                    shmb_relax();
-                    stirred = shmb_stirred(e, progress);
-                }
-            } while (!stirred && (until == INT64_MAX || shmb_now_ns() < until));
-            if (stirred)
-                continue;
-        }
+        if (shmb_spin(e, progress))
+            continue;
         shmb_park_arm(e->doorbell);
         if (shmb_stirred(e, progress))
             continue;

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from shmbroker.client.client import Client
 
-_SPIN_NS: Final = {"spin": 1 << 62, "adaptive": 30_000, "park": 0}
+_IDLE: Final = ("adaptive", "spin", "park")
+_EVER_NS: Final = 1 << 62
 
 
 class Consumer(Positions):
@@ -72,10 +73,12 @@ class Consumer(Positions):
         self._pid = os.getpid()
         one_of("isolation", isolation, ("durable", "appended"))
         one_of("on_gap", on_gap, ("error", "earliest"))
-        one_of("idle", idle, tuple(_SPIN_NS))
-        cores = len(os.sched_getaffinity(0))
-        spin_ns = _SPIN_NS[idle] if idle == "spin" or cores > 1 else 0
-        super().__init__(client, on_gap == "earliest", spin_ns)
+        one_of("idle", idle, _IDLE)
+        super().__init__(client, on_gap == "earliest")
+        if idle == "spin":
+            self._spin_ns = _EVER_NS
+        elif idle == "adaptive" and len(os.sched_getaffinity(0)) > 1:
+            self._spin_ns = self._source.worth_spinning_ns
         self._appended = isolation == "appended"
         self._paused = set()
 

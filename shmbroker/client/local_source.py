@@ -27,6 +27,7 @@ class LocalSource:
     """A Source, see there."""
 
     kind: type[PartitionReader] = PartitionReader
+    worth_spinning_ns: int = 30_000
 
     def __init__(self, connection: Connection, metadata: Metadata) -> None:
         self._connection, self._metadata = connection, metadata

@@ -41,11 +41,11 @@ _YIELDS: Final = 100  # before each further look is a millisecond apart
 class Reading(RecordStream):
     """A RecordStream with its other half. Not for users: see Consumer."""
 
-    def __init__(self, client: Client, earliest_on_gap: bool, spin_ns: int) -> None:
-        """Attached, and without partitions yet."""
+    def __init__(self, client: Client, earliest_on_gap: bool) -> None:
+        """Attached, and without partitions yet; parks at once where there is nothing."""
         self._client, self._connection = client, client.connection
         self._earliest_on_gap = earliest_on_gap
-        self._spin_ns = spin_ns
+        self._spin_ns = 0
         self._most = RING_FETCH_BYTES
         self._epoch = self._connection.epoch
         self._seen = self._connection.attached()

@@ -26,6 +26,8 @@ class Ends(NamedTuple):
 class Source(Protocol):
     """See the module."""
 
+    worth_spinning_ns: int  # before a sleep: a record that comes soon comes within this
+
     def reader(self, topic: str, partition: int, appended: bool) -> PartitionReader:
         """A reader of the partition that is nowhere yet: `seek` follows. Raises UnknownTopic."""
 

@@ -98,7 +98,7 @@ static void set_up(void)
     assert(park != MAP_FAILED && shmb_engine_init(&engine, table, park, 4) == 0);
     engine.flush_max_bytes = 64 << 10;
     engine.inline_limit_ns = 300000;
-    engine.spin_ns = 1000;
+    engine.spin_ns = engine.spin_now_ns = 1000;
     part = shmb_part_new(&engine, 7);
     assert(part);
     static struct shmb_producers producers;
@@ -200,10 +200,26 @@ static void check_files(void)
     assert(n == FRAMES);
 }
 
+/* With nothing to do a writer looks for half as long each time, and now and then for long; work restores it. */
+static void check_spinning(void)
+{
+    uint64_t full = engine.spin_ns, progress = shmb_observe(&engine.progress);
+    engine.idles = 0;
+    assert(!shmb_spin(&engine, progress) && engine.spin_now_ns == full / 2);
+    assert(!shmb_spin(&engine, progress) && engine.spin_now_ns == full / 2); /* too short to look at all */
+    atomic_fetch_add(&engine.progress, 1);
+    assert(!shmb_stirred(&engine, progress)); /* nobody's frame waits for it */
+    shmb_publish32(&engine.command_full, 1);
+    engine.idles = SHMB_SPIN_PROBE - 1;
+    assert(shmb_spin(&engine, progress) && engine.spin_now_ns == full);
+    shmb_publish32(&engine.command_full, 0);
+}
+
 int main(void)
 {
     alarm(110);
     set_up();
+    check_spinning();
     pthread_t keeper, sequencer, flushers[2];
     assert(pthread_create(&keeper, NULL, housekeep, NULL) == 0);
     assert(pthread_create(&sequencer, NULL, sequence, NULL) == 0);

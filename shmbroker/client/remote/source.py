@@ -30,6 +30,9 @@ FEED_BYTES: Final = 8 << 20
 class RemoteSource:
     """A Source, see there."""
 
+    #: Nothing comes so soon, and the threads that bring it want the core.
+    worth_spinning_ns: int = 0
+
     def __init__(self, connection: Connection, metadata: Metadata, streams: Streams) -> None:
         self._connection, self._metadata, self._streams = connection, metadata, streams
         self._subscriptions: dict[PartitionReader, Subscription] = {}
