@@ -24,7 +24,7 @@ from shmbroker import aio, errors
 from shmbroker.client.client import Client, connect
 from shmbroker.client.local_connection import LocalConnection
 from shmbroker.client.remote.connection import RemoteConnection
-from shmbroker.client.remote.hello import Credentials, RemoteAttachment
+from shmbroker.client.remote.hello import Credentials, Desk, RemoteAttachment
 
 if TYPE_CHECKING:
     from conftest import Broker
@@ -307,6 +307,23 @@ def test_with_keys_a_program_produces_and_consumes_and_without_nobody_gets_in(
     assert broker.run("keys", "revoke", "laptop").returncode == 0
     with pytest.raises((errors.NoBroker, errors.ConfigError)):
         connect(address, keys=keys, local=False, timeout=1.5)
+
+
+def test_a_broker_that_has_hung_up_before_hello_is_said_is_no_broker() -> None:
+    """ZeroMQ then has no place for the message, and says so with an error of its own."""
+    public, secret = zmq.curve_keypair()
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as server:
+        server.linger = 0
+        server.curve_server, server.curve_publickey, server.curve_secretkey = True, public, secret
+        port = server.bind_to_random_port("tcp://127.0.0.1")
+        desk = Desk(context, f"tcp://127.0.0.1:{port}", Credentials())
+        try:
+            assert desk.monitor.poll(10_000)
+            eventually(lambda: not desk.socket.poll(0, zmq.POLLOUT))
+            with pytest.raises(errors.NoBroker, match="keys="):
+                desk.hello(None, None, 10.0, lambda: False)
+        finally:
+            desk.close()
 
 
 @pytest.mark.parametrize("broker_config", ["[listen]\ndead_ms = 300000\n"])

@@ -190,7 +190,8 @@ class RemoteConnection(Connection):
             if now - heard_s > told.dead_s:
                 return True
             if now - said_s >= told.heartbeat_s:
-                self._desk.ask("heartbeat", {"client": told.client, "secret": told.token})
+                if not self._desk.ask("heartbeat", {"client": told.client, "secret": told.token}):
+                    return True
                 said_s = now
             if now >= link_at:
                 link_at = self._link.tick(now)

@@ -6,7 +6,6 @@ Owns: what a program may say to be let in (`Credentials`), what the broker tells
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -179,7 +178,13 @@ class Desk:
             args["token"] = token
         if before is not None:
             args |= {"client": before.client, "secret": before.token}
+        hung_up = self._nobody(
+            "it hung up: it asks for a key that it knows (keys=), or is no broker"
+            if before is None else "it hung up"
+        )  # fmt: skip
         number = self.ask("hello", args)
+        if not number:  # it was quicker than we
+            raise hung_up
         deadline = time.monotonic() + timeout
         poller = zmq.Poller()
         poller.register(self.socket, zmq.POLLIN)
@@ -194,10 +199,7 @@ class Desk:
                 if reply.get("id") == number:
                     return self._welcomed(reply)
             elif self.monitor in ready:  # our hello went with it
-                raise self._nobody(
-                    "it hung up: it asks for a key that it knows (keys=), or is no broker"
-                    if before is None else "it hung up"
-                )  # fmt: skip
+                raise hung_up
         raise self._nobody(f"no answer within {timeout:g} s")
 
     def _welcomed(self, reply: dict[str, Any]) -> RemoteAttachment:
@@ -212,16 +214,19 @@ class Desk:
         return NoBroker(self._address, self._address, why)
 
     def ask(self, op: str, args: dict[str, Any]) -> int:
-        """Sends a request; returns the number that its answer will bear."""
+        """Sends a request; returns the number that its answer will bear, or 0 when nobody is there
+        to take it."""
         self._number += 1
         message = {"v": _VERSION, "id": self._number, "op": op, **args}
-        self.socket.send(orjson.dumps(message), zmq.NOBLOCK)
+        try:
+            self.socket.send(orjson.dumps(message), zmq.NOBLOCK)
+        except zmq.Again:
+            return 0
         return self._number
 
     def leave(self, client: RemoteAttachment) -> None:
         """Says goodbye for it, so that the broker need not miss it first; waits for no answer."""
-        with contextlib.suppress(zmq.Again):  # nobody is there to take it
-            self.ask("goodbye", {"client": client.client, "secret": client.token})
+        if self.ask("goodbye", {"client": client.client, "secret": client.token}):
             self.socket.linger = _FAREWELL_MS
 
     def close(self) -> None:
