@@ -58,10 +58,10 @@ class Sender(_Attached):
         self._values = spec.make()
         self._keys = spec.make_keys() if keyed else []
 
-    def turn_to(self, topic: str, acks: str) -> None:
+    def turn_to(self, topic: str, acks: str, compression: str | None = None) -> None:
         """From now on the values go there, with a new producer."""
         self.producer.close()
-        self.producer = self.client.producer(acks=acks)
+        self.producer = self.client.producer(acks=acks, compression=compression)
         self._topic = topic
 
     def checksum(self) -> int:

@@ -14,6 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
+from shmbroker.perf.devices.figures import BUSY, CORES
 from shmbroker.perf.devices.results import DeviceResults, Results
 from shmbroker.perf.peers import tables
 from shmbroker.perf.report import Row, shown
@@ -112,7 +113,7 @@ def _device(device: DeviceResults) -> str:
 
 
 def _table(rows: list[Row]) -> str:
-    head = "<tr><th>figure<th>median<th>spread<th>limit<th>share<th>rounds<th>besides</tr>"
+    head = "<tr><th>figure<th>median<th>spread<th>limit<th>share<th>rounds<th>cores<th>besides</tr>"
     return f"<table>{head}{''.join(_line(row) for row in rows)}</table>"
 
 
@@ -122,13 +123,22 @@ def _line(row: Row) -> str:
     if len(row.values) > 1:
         spread = f"{shown(min(row.values), row.unit)} to {shown(max(row.values), row.unit)}"
     rounds = f"{len(row.values)}" + (f" (+{len(row.thrown)} thrown)" if row.thrown else "")
-    more = [f"{name} {value:,.4g}" for name, value in row.more.items()]
+    counted = {BUSY, CORES}
+    more = [f"{name} {value:,.4g}" for name, value in row.more.items() if name not in counted]
     return (
         f"<tr><td>{escape(row.figure)}<td class=n>{escape(shown(row.median, row.unit))}"
         f"<td class=n>{escape(spread)}<td>{escape(limit)}"
         f"<td class=n>{'' if row.ratio is None else f'{row.ratio:.2f}'}<td class=n>{rounds}"
-        f"<td>{escape('; '.join(filter(None, [row.note, *more])))}</tr>"
+        f"<td>{_cores(row)}<td>{escape('; '.join(filter(None, [row.note, *more])))}</tr>"
     )
+
+
+def _cores(row: Row) -> str:
+    """How many processes are busy on how many cores, where the workload counts them."""
+    if BUSY not in row.more:
+        return ""
+    processes, cores = int(row.more[BUSY]), int(row.more[CORES])
+    return f"{processes} busy on {cores}" + ("; <b>oversubscribed</b>" * (processes > cores))
 
 
 __all__ = ["PAGE", "write"]

@@ -6,17 +6,20 @@ name says so. Axes have units. matplotlib is imported when a picture is drawn, n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from shmbroker.perf.devices.figures import value_text
 from shmbroker.perf.devices.fio import BLOCKS, KIB, size_text
 from shmbroker.perf.devices.results import DeviceResults, Results
-from shmbroker.perf.devices.workloads import ACKS, PARTITIONS, VALUE_BYTES, value_text
-from shmbroker.perf.drawing import bytes_of, figure_of, log_y, png_of, rate_text
+from shmbroker.perf.devices.workloads import ACKS, PARTITIONS, VALUE_BYTES
+from shmbroker.perf.drawing import bytes_of, figure_of, log_y, png_of, rate_text, stacked
 
 #: By device, in the order of the run.
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _HATCH: Final = "////"
+_PERCENTILES: Final = ("p50", "p90", "p99", "p99.9", "p99.99")
 Picture = Callable[[Results], "bytes | None"]
 
 
@@ -75,6 +78,12 @@ def _bars(
     axis.margins(y=0.14)
 
 
+def _decades(axis: Any) -> None:
+    """A logarithmic axis from one power of ten to another, so that it has numbers."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(1.6 * high)))
+
+
 def order(results: Results) -> bytes | None:
     """Sequential against random, as a ratio: why a log is fast."""
     figure, axes = figure_of(1)
@@ -129,7 +138,7 @@ def produce(results: Results) -> bytes | None:
     """The broker's throughput in bytes of values, by size, acks and partitions."""
     if not any(name.startswith("produce-") for d in results.devices for name in d.cases):
         return None
-    figure, axes = figure_of(len(PARTITIONS))
+    figure, axes = stacked([2.0] * len(PARTITIONS), share_x=False)
     for axis, parts in zip(axes, PARTITIONS, strict=True):
         cases = [(f"produce-{size}-{acks}-{parts}", f"{value_text(size)}\n{acks}")
                  for size in VALUE_BYTES for acks in ACKS]  # fmt: skip
@@ -139,13 +148,10 @@ def produce(results: Results) -> bytes | None:
             return None if found is None else found * int(case.split("-")[1])
 
         _bars(axis, results, cases, rate, rate_text)
-        axis.set_xticks(range(len(cases)), [name for _, name in cases], fontsize=6.5)
         axis.set_title("1 partition" if parts == 1 else f"{parts} partitions", fontsize=10)
         axis.set_xlabel("bytes a value, acks")
-        for label in axis.texts:
-            label.set(rotation=90, fontsize=6.5)
-        axis.margins(y=0.22)
-    log_y(axes[0], "MB/s of values (logarithmic)")
+        log_y(axis, "MB/s of values (log.)")
+        _decades(axis)
     return png_of(figure, axes[0])
 
 
@@ -195,6 +201,75 @@ def settings(results: Results) -> bytes | None:
     return bytes_of(figure)
 
 
+def latency(results: Results) -> bytes | None:
+    """Percentiles of records that were due at fixed rates, a panel a class of acknowledgement."""
+    panels = (("durable", "durable"), ("memory", "appended"))
+    figure, axes = figure_of(len(panels))
+    drawn = False
+    for axis, (acks, title) in zip(axes, panels, strict=True):
+        for n, device in enumerate(results.devices):
+            rows = [row for row in device.cases.get("latency", []) if row.case.endswith(acks)]
+            for row, line in zip(rows, ("-", "--", ":"), strict=False):
+                if row.median is None:
+                    continue
+                there = {name[:-3]: us for name, us in row.more.items() if name != "max us"}
+                found = {"p50": row.median} | there
+                at = [_PERCENTILES.index(name) for name in found]
+                rate = int(row.case.split("-")[1])
+                axis.plot(at, list(found.values()), line, marker="o", markersize=4,
+                          color=COLOURS[n % len(COLOURS)],
+                          label=f"{device.title}, {rate:,} records/s")  # fmt: skip
+                drawn = True
+        axis.set_xticks(range(len(_PERCENTILES)), _PERCENTILES)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("percentile of the records")
+    if not drawn:
+        return None
+    log_y(axes[0], "us from due until read (logarithmic)")
+    _decades(axes[0])
+    return png_of(figure, axes[0], 3)
+
+
+def growth(results: Results) -> bytes | None:
+    """Records a second as partitions, data and consumers grow."""
+    panels: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
+        ("partitions", "partitions", (("growth-partitions-", "send_many, 100 B, durable", "-"),)),
+        ("data", "GB there already", (("growth-data-", "send_many, 1 KiB, durable", "-"),
+                                      ("growth-read-", "the oldest values again", ":"))),
+        ("consumers", "consumers, deliveries to all", (("fan-out-", "100 B, appended", "-"),)),
+    )  # fmt: skip
+    panels = tuple(panel for panel in panels if any(
+        row.values and row.case.startswith(tuple(prefix for prefix, _, _ in panel[2]))
+        for device in results.devices for row in device.rows()
+    ))  # fmt: skip
+    if not panels:
+        return None
+    figure, axes = figure_of(len(panels), share_y=False)
+    for axis, (title, below, series) in zip(axes, panels, strict=True):
+        ticks: set[float] = set()
+        for n, device in enumerate(results.devices):
+            for prefix, name, line in series:
+                found = [
+                    (float(row.case.removeprefix(prefix)), row.median / 1e6)
+                    for row in device.rows()
+                    if row.case.startswith(prefix) and row.median is not None
+                ]
+                if found:
+                    ticks |= {at for at, _ in found}
+                    axis.plot(*zip(*found, strict=True), line, marker="o", markersize=5,
+                              color=COLOURS[n % len(COLOURS)],
+                              label=f"{device.title}: {name}")  # fmt: skip
+        axis.set_xscale("log")
+        axis.set_xticks(sorted(ticks), [f"{tick:,g}" for tick in sorted(ticks)], fontsize=8)
+        axis.minorticks_off()
+        axis.set_ylim(0, 1.15 * axis.get_ylim()[1])
+        axis.legend(fontsize=7, frameon=False, loc="lower left")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(below)
+    axes[0].set_ylabel("million records/s")
+    return bytes_of(figure)
+
+
 #: file name, title, what is seen, how it is drawn
 ALL: Final[tuple[tuple[str, str, str, Picture], ...]] = (
     ("throughput", "Throughput by block size",
@@ -211,6 +286,12 @@ ALL: Final[tuple[tuple[str, str, str, Picture], ...]] = (
      "In bytes of log, against bare durable writes measured around each round.", share),
     ("settings", "flush_depth and flush_max_bytes",
      "send_many, 1 KiB, durable, 4 partitions.", settings),
+    ("latency", "End to end at fixed rates",
+     "100 B, from when a record was due until another process has it; a stall is charged to all "
+     "that waited behind it.", latency),
+    ("growth", "As partitions, data and consumers grow",
+     "A flat line is the promise: a record costs the same. Consumers: deliveries to all together.",
+     growth),
 )  # fmt: skip
 
 __all__ = ["ALL", "COLOURS"]

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
@@ -78,6 +78,21 @@ class Remote(Generic[T]):
         if not good:
             raise RemoteError(value)
         return value
+
+    @contextlib.contextmanager
+    def meanwhile(self, method: str, *args: Any) -> Iterator[list[Any]]:
+        """A call that runs while the body does; its answer is in the list afterwards."""
+        answer: list[Any] = []
+        self.start(method, *args)
+        try:
+            yield answer
+        except NoAnswer:
+            raise
+        except BaseException:
+            with contextlib.suppress(RemoteError):  # the body's error is the one to tell
+                self.finish()
+            raise
+        answer.append(self.finish())
 
     def kill(self) -> None:
         """SIGKILL, and waits until it is gone."""

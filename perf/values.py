@@ -27,6 +27,7 @@ class ValueSpec:
     value_bytes: int = 100
     shuffled: bool = False
     seed: int = 1
+    telemetry: bool = False  # JSON as sensors send it, which compresses, instead of random bytes
 
     @property
     def total_bytes(self) -> int:
@@ -36,6 +37,8 @@ class ValueSpec:
     def make(self) -> list[bytes]:
         """The values; the same for the same spec."""
         source = random.Random(self.seed)
+        if self.telemetry:
+            return [self._reading(n, source) for n in range(self.count)]
         pool = source.randbytes(_POOL_BYTES + self.value_bytes)
         rest = self.value_bytes - _DIGITS
         made = [
@@ -45,6 +48,16 @@ class ValueSpec:
         if self.shuffled:
             source.shuffle(made)
         return made
+
+    def _reading(self, number: int, source: random.Random) -> bytes:
+        """One value: numbers that change, names that do not, as many readings as there is room."""
+        text = b"%010d" % number
+        while len(text) < self.value_bytes:
+            text += (
+                b'{"sensor":"hall-%02d/temperature","celsius":%.2f,"battery":%d,"status":"ok"}'
+                % (source.randrange(64), source.gauss(21.0, 2.0), source.randrange(60, 100))
+            )
+        return text[: self.value_bytes]
 
     def make_keys(self) -> list[bytes]:
         """A random key of 8 bytes for each value."""

@@ -99,7 +99,7 @@ def all_cases(effort: Effort) -> tuple[Case, ...]:
 
     return (
         Case("fio", "raw limits by fio", raw, space),
-        *workloads.cases(settings=effort.settings),
+        *workloads.cases(effort),
     )
 
 

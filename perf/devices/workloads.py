@@ -11,16 +11,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from shmbroker.client.client import Client
 from shmbroker.perf.broker import Broker
 from shmbroker.perf.case import Bench, Case, Sizes, written
-from shmbroker.perf.cases import consume, durable_one, send_many
+from shmbroker.perf.cases import durable_one, groups, remote, send_many
 from shmbroker.perf.clients import Receiver, Sender
-from shmbroker.perf.devices.fio import size_text
+from shmbroker.perf.devices import consuming, growth
+from shmbroker.perf.devices.effort import Effort
+from shmbroker.perf.devices.figures import busy, spec_of, value_text
 from shmbroker.perf.limits import RawDisk
 from shmbroker.perf.remote import Remote
 from shmbroker.perf.report import Limit, Row
@@ -28,11 +33,11 @@ from shmbroker.perf.values import ValueSpec
 
 VALUE_BYTES: Final = (100, 1024, 16384)
 ACKS: Final = ("none", "memory", "durable")
-PARTITIONS: Final = (1, 4)
+PARTITIONS: Final = (1, 4, 16)
+CODECS: Final = ("none", "lz4", "snappy", "zstd", "gzip")
 _SETTINGS: Final = ((1, 1), (1, 4), (1, 16), (4, 4), (16, 1))  # flush_depth, MiB a write
-#: So that cold records are not in the ring, where a consumer would find them.
-_SMALL_RINGS: Final = '[memory]\nring_min_bytes = "256KiB"\nring_max_bytes = "2MiB"\n'
 _CONFIGS: Final = Path(__file__).resolve().parents[2] / "configs"
+_LEAST_GROWTH: Final = 5 * 10**9  # more is filled where there is room
 _BARE: Final = "bare O_DIRECT durable writes, fresh extents"
 
 
@@ -60,17 +65,6 @@ class Produce:
         many = "1 partition" if self.partitions == 1 else f"{self.partitions} partitions"
         text = f"send_many, {size}, acks {self.acks}, {many}"
         return f"{text}: {self.config}" if self.config else text
-
-
-def value_text(nbytes: int) -> str:
-    """100 B, 1 KiB."""
-    return f"{nbytes} B" if nbytes < 1024 else size_text(nbytes)
-
-
-def _spec(sizes: Sizes, value_bytes: int) -> ValueSpec:
-    counts = {100: sizes.values, 1024: sizes.values_1k}
-    count = counts.get(value_bytes, sizes.values_1k * 1024 // value_bytes)
-    return ValueSpec(max(4, count // 4 * 4), value_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +102,9 @@ def produce(bench: Bench, on: Rig, wanted: Produce) -> Row:
         sender.call("turn_to", topic, wanted.acks)
         expected = dict(enumerate(sender.call("part_checksums", parts)))
 
-        def log_bytes() -> int:
-            found = client.status()["partitions"]
-            return sum(int(p["log_end_position"]) for p in found if p["topic"] == topic)
-
         for n in range(plan.warmups + plan.rounds):
             bare = disk.write_rate(bench.sizes.raw_bytes) if durable else 0.0
-            before = log_bytes()
+            before = _log_bytes(client, topic)
             took = float(sender.call("spread", parts))
             start = dict.fromkeys(expected, n * spec.count // parts)
             if receiver.call("checksums", topic, start, spec.count) != expected:
@@ -124,7 +114,7 @@ def produce(bench: Bench, on: Rig, wanted: Produce) -> Row:
             rates.append(spec.count / took)
             if durable:
                 limits.append((bare + disk.write_rate(bench.sizes.raw_bytes)) / 2)
-                shares.append((log_bytes() - before) / took / limits[-1])
+                shares.append((_log_bytes(client, topic) - before) / took / limits[-1])
         client.delete_topic(topic)
     return Row(
         case=wanted.case,
@@ -138,9 +128,14 @@ def produce(bench: Bench, on: Rig, wanted: Produce) -> Row:
     )
 
 
+def _log_bytes(client: Client, topic: str) -> int:
+    found = client.status()["partitions"]
+    return sum(int(p["log_end_position"]) for p in found if p["topic"] == topic)
+
+
 def _produce_case(value_bytes: int) -> Case:
     def run(bench: Bench) -> list[Row]:
-        spec = _spec(bench.sizes, value_bytes)
+        spec = spec_of(bench.sizes, value_bytes)
         with rig(bench, spec) as on:
             return [
                 produce(bench, on, Produce(spec, acks, partitions))
@@ -154,7 +149,7 @@ def _produce_case(value_bytes: int) -> Case:
 
 def _extents(bench: Bench) -> list[Row]:
     """Recycled and fresh segments with O_DIRECT, and fresh ones through the page cache."""
-    spec = _spec(bench.sizes, 1024)
+    spec = spec_of(bench.sizes, 1024)
     buffered = "[broker]\ndirect_io = false\n"
     kinds: tuple[tuple[str, str, send_many.Kind, str], ...] = (
         ("direct-recycled", "O_DIRECT, recycled segments", "recycled", ""),
@@ -171,7 +166,7 @@ def _extents(bench: Bench) -> list[Row]:
 
 def _settings(bench: Bench) -> list[Row]:
     """Durable produce over 4 partitions under the settings that the configurations differ in."""
-    spec = _spec(bench.sizes, 1024)
+    spec = spec_of(bench.sizes, 1024)
     tried = [
         (f"depth{depth}-{mib}m", f"flush_depth {depth}, {mib} MiB a write",
          f'[broker]\nflush_depth = {depth}\nflush_max_bytes = "{mib}MiB"\n')
@@ -190,10 +185,74 @@ def _settings(bench: Bench) -> list[Row]:
     return rows
 
 
-def _cold(bench: Bench) -> list[Row]:
-    figure = "catch-up from cold segments, 1 KiB, values()"
-    way: consume.Way = ("cold-1024", figure, "values", True, None)
-    return consume.read(bench, _spec(bench.sizes, 1024), (way,), _SMALL_RINGS)
+def _producers(bench: Bench, effort: Effort) -> list[Row]:
+    """The values dealt out to more and more producers, a process and a partition each."""
+    rows = []
+    plan = bench.sizes.plan
+    for acks in ("memory", "durable"):
+        for count in effort.producers:
+            spec = spec_of(bench.sizes, VALUE_BYTES[0], count)
+            many = "1 producer" if count == 1 else f"{count} producers, a partition each"
+            figure = f"send_many, {value_text(spec.value_bytes)}, acks {acks}, {many}"
+            bench.say(figure)
+            topic, rates = "producers", []
+            with (
+                bench.broker() as broker,
+                contextlib.ExitStack() as stack,
+                Remote(Receiver, broker.address) as receiver,
+            ):
+                with broker.connect() as client:
+                    client.create_topic(topic, partitions=count)
+                senders = [stack.enter_context(Remote(Sender, broker.address, topic, spec, False,
+                                                      acks)) for _ in range(count)]  # fmt: skip
+                expected = dict.fromkeys(range(count), senders[0].call("checksum"))
+                for n in range(plan.warmups + plan.rounds):
+                    began = time.perf_counter()
+                    with contextlib.ExitStack() as sending:
+                        for partition, sender in enumerate(senders):
+                            sending.enter_context(sender.meanwhile("many", partition))
+                    rates.append(count * spec.count / (time.perf_counter() - began))
+                    start = dict.fromkeys(expected, n * spec.count)
+                    if receiver.call("checksums", topic, start, count * spec.count) != expected:
+                        raise AssertionError(f"{figure}: what came out is not what went in")
+            note = f"{spec.count:,} values a producer and round, checksums equal"
+            more = {"of each, M/s": statistics.median(rates[plan.warmups :]) / count / 1e6}
+            rows.append(
+                Row(f"producers-{count}-{acks}", figure, "records/s",
+                    tuple(rates[plan.warmups :]), note=note, more=more | busy(count + 1))
+            )  # fmt: skip
+    return rows
+
+
+def _compression(bench: Bench) -> list[Row]:
+    """JSON of 1 KiB as sensors send it: what each codec takes, saves, and costs its reader."""
+    spec = dataclasses.replace(spec_of(bench.sizes, 1024), telemetry=True)
+    rows = []
+    with rig(bench, spec) as on, on.broker.connect() as client:
+        for codec in CODECS:
+            wanted = Produce(spec, "durable", 1, f"compression-{codec}", f"JSON, {codec}")
+            bench.say(wanted.figure)
+            topic, plan = wanted.case, bench.sizes.plan
+            client.create_topic(topic)
+            on.sender.call("turn_to", topic, "durable", codec)
+            rounds, before = plan.warmups + plan.rounds, _log_bytes(client, topic)
+            expected, rates = on.sender.call("checksum"), []
+            for n in range(rounds):
+                rates.append(spec.count / float(on.sender.call("many")))
+                found = on.receiver.call("checksum", topic, {0: n * spec.count}, spec.count)
+                if found != expected:
+                    raise AssertionError(f"{wanted.figure}: what came out is not what went in")
+            size = _log_bytes(client, topic) - before
+            took, got = on.receiver.call("read", topic, spec.count * rounds, "values")
+            rows.append(
+                Row(wanted.case, wanted.figure, "records/s", tuple(rates[plan.warmups :]),
+                    note=f"{spec.count:,} values a round, checksum equal",
+                    more={"MB/s of values": statistics.median(rates) * spec.value_bytes / 1e6,
+                          "bytes of log a byte of values": size / spec.total_bytes / rounds,
+                          "read again, M/s": got / took / 1e6})
+            )  # fmt: skip
+            client.delete_topic(topic)
+    return rows
 
 
 def _space(sizes: Sizes) -> int:
@@ -207,17 +266,32 @@ def _extents_space(sizes: Sizes) -> int:
     return max(case.disk_bytes(sizes) for case in send_many.CASES)
 
 
-def cases(settings: bool) -> tuple[Case, ...]:
-    """In the order in which they run and are shown; `settings`: with the sweep over these."""
+def cases(effort: Effort) -> tuple[Case, ...]:
+    """In the order in which they run and are shown."""
     one: Callable[[Bench], list[Row]] = durable_one.CASES[0].run
+    network = (*remote.CASES, *groups.CASES) if effort.network else ()
+    data = partial(growth.data, effort=effort)
+    space = min(effort.growth_bytes, _LEAST_GROWTH)
+    grown = [Case("growth-data", "on top of more and more data", data, lambda _: space)]
     return (
         *(_produce_case(value_bytes) for value_bytes in VALUE_BYTES),
+        Case("producers", "more producers", partial(_producers, effort=effort), _space),
         Case("extents", "O_DIRECT against the page cache, recycled against fresh", _extents,
              _extents_space),
-        *([Case("settings", "flush_depth and flush_max_bytes", _settings, _space)] * settings),
+        *([Case("settings", "flush_depth and flush_max_bytes", _settings, _space)]
+          * effort.settings),
         Case("durable-one", "one durable record at a time", one, lambda _: 256 << 20),
-        Case("cold", "catch-up from cold segments", _cold, _space),
+        Case("latency", "end to end at fixed rates", partial(consuming.latency, effort=effort),
+             lambda _: 1 << 30),
+        Case("fan-out", "to more consumers", partial(consuming.fan_out, effort=effort), _space),
+        Case("catch-up", "hot, and from cold segments", consuming.catch_up, _space),
+        Case("mixed", "catch-up beside a tail", partial(consuming.mixed, effort=effort), _space),
+        Case("compression", "codecs", _compression, _space),
+        *network,
+        Case("growth-partitions", "among more partitions",
+             partial(growth.partitions, effort=effort), _space),
+        *(grown * bool(effort.growth_bytes)),
     )  # fmt: skip
 
 
-__all__ = ["ACKS", "PARTITIONS", "VALUE_BYTES", "Produce", "cases", "produce", "value_text"]
+__all__ = ["ACKS", "CODECS", "PARTITIONS", "VALUE_BYTES", "Produce", "cases", "produce"]

@@ -1,4 +1,4 @@
-"""Latencies of records that were due at fixed times: HdrHistogram, percentiles, a row.
+"""Latencies of records that were due at fixed times: rounds of them, HdrHistogram, percentiles.
 
 Open loop: a record's latency runs from when it was due, not from when it was sent, so a system
 that stalls is charged for every record that waited behind the stall (coordinated omission).
@@ -7,7 +7,15 @@ that stalls is charged for every record that waited behind the stall (coordinate
 from __future__ import annotations
 
 from array import array
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from shmbroker.perf.rounds import Plan
+from shmbroker.perf.values import ValueSpec
+
+if TYPE_CHECKING:
+    from shmbroker.perf.peers.mode import Mode
+    from shmbroker.perf.peers.timed import Timed
+    from shmbroker.perf.remote import Remote
 
 PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9, 99.99)
 _MOST_NS: Final = 600 * 10**9
@@ -40,4 +48,28 @@ def percentiles(arrived: array[int], first_ns: int, rate: float, sent: int) -> d
     return found | {"max us": histogram.get_max_value() / 1e3}
 
 
-__all__ = ["PERCENTILES", "percentiles"]
+def latencies(
+    sender: Remote[Timed],
+    receiver: Remote[Timed],
+    topic: str,
+    rate: float,
+    spec: ValueSpec,
+    mode: Mode,
+    plan: Plan,
+) -> list[dict[str, float]]:
+    """All values of `spec` at `rate` a second into a topic that is there, a round each time.
+
+    Of each round: percentiles in us, and "of the rate": what share of it was held.
+    """
+    sender.call("prepare", spec)
+    receiver.call("listen", topic, mode)
+    found = []
+    for _ in range(plan.warmups + plan.rounds):
+        with receiver.meanwhile("collect", spec.count) as collected:
+            first, sent = sender.call("pace", topic, rate, spec.count, mode)
+        of = {"of the rate": sent / spec.count}
+        found.append(percentiles(collected[0], first, rate, sent) | of)
+    return found[plan.warmups :]
+
+
+__all__ = ["PERCENTILES", "latencies", "percentiles"]

@@ -11,16 +11,16 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from shmbroker.perf.case import Bench
 from shmbroker.perf.peers.effort import Effort
-from shmbroker.perf.peers.latency import percentiles
+from shmbroker.perf.peers.latency import latencies
 from shmbroker.perf.peers.memory import Watch
 from shmbroker.perf.peers.mode import Mode
 from shmbroker.perf.peers.peer import Peer, Server
 from shmbroker.perf.peers.timed import Timed
-from shmbroker.perf.remote import NoAnswer, Remote, RemoteError
+from shmbroker.perf.remote import Remote
 from shmbroker.perf.values import ValueSpec
 
 _TRIALS: Final = 100  # values of the first trial; the next has ten times as many
@@ -99,16 +99,8 @@ class Stage:
 
     def latencies(self, rate: int, spec: ValueSpec) -> list[dict[str, float]]:
         """Of each round: percentiles in us, and "of the rate": what share of it was held."""
-        self.sender.call("prepare", spec)
-        topic, plan = self.create("paced"), self.effort.plan
-        self.receiver.call("listen", topic, self.mode)
-        found = []
-        for _ in range(plan.warmups + plan.rounds):
-            with self._meanwhile("collect", spec.count) as collected:
-                first, sent = self.sender.call("pace", topic, rate, spec.count, self.mode)
-            of = {"of the rate": sent / spec.count}
-            found.append(percentiles(collected[0], first, rate, sent) | of)
-        return found[plan.warmups :]
+        topic = self.create("paced")
+        return latencies(self.sender, self.receiver, topic, rate, spec, self.mode, self.effort.plan)
 
     def full(self, size: int) -> tuple[str, int]:
         """A topic of measured values of that size, and how many; raises when there is none."""
@@ -128,27 +120,12 @@ class Stage:
         if not self.drained:
             acked: tuple[int, int] = self.sender.call("send", how, topic, count, self.mode)
             return count * 1e9 / (acked[1] - acked[0])
-        with self._meanwhile("drain", count) as drained:
+        with self.receiver.meanwhile("drain", count) as drained:
             sent: tuple[int, int] = self.sender.call("send", how, topic, count, self.mode)
         until, checksum = drained[0]
         if checksum != self.sender.call("checksum", count):
             raise AssertionError(f"{topic}: what arrived is not what was sent")
         return count * 1e9 / (int(until) - sent[0])
-
-    @contextlib.contextmanager
-    def _meanwhile(self, method: str, count: int) -> Iterator[list[Any]]:
-        """A call of the receiver while the body runs; its answer is in the list afterwards."""
-        answer: list[Any] = []
-        self.receiver.start(method, count)
-        try:
-            yield answer
-        except NoAnswer:
-            raise
-        except BaseException:
-            with contextlib.suppress(RemoteError):  # the sender's error is the one to tell
-                self.receiver.finish()
-            raise
-        answer.append(self.receiver.finish())
 
     def _verify(self, topic: str, count: int, times: int) -> None:
         """Reads back what was sent so many times; raises AssertionError when it differs."""

@@ -129,21 +129,31 @@ def _memory(stage: Stage) -> Row | None:
 def _latency(rate: int) -> Work:
     def work(stage: Stage) -> Row:
         effort = stage.effort
-        size, count = effort.sizes[0], int(rate * effort.latency_s)
-        found = stage.latencies(rate, ValueSpec(count, size))
-        middle = sorted(found, key=lambda one: one["p50 us"])[len(found) // 2]
-        held = min(one.pop("of the rate") for one in found)
-        late = f"; could not hold the rate: {held:.0%} of it" if held < 0.99 else ""
-        return Row(
-            case=f"latency-{rate}-{stage.mode.case}",
-            figure=f"end to end, p50, {rate:,} records/s of {size} B: {stage.peer.client_title}",
-            unit="us",
-            values=tuple(one["p50 us"] for one in found),
-            note=f"from when a record was due until it was read, {count:,} records a round{late}",
-            more={name: value for name, value in middle.items() if name != "p50 us"},
+        spec = ValueSpec(int(rate * effort.latency_s), effort.sizes[0])
+        figure = f"end to end, p50, {rate:,} records/s of {spec.value_bytes} B"
+        return latency_row(
+            f"latency-{rate}-{stage.mode.case}",
+            f"{figure}: {stage.peer.client_title}",
+            spec,
+            stage.latencies(rate, spec),
         )
 
     return work
+
+
+def latency_row(case: str, figure: str, spec: ValueSpec, found: list[dict[str, float]]) -> Row:
+    """Of rounds of `latency.latencies`: their p50s, and the rest of the middle one."""
+    middle = dict(sorted(found, key=lambda one: one["p50 us"])[len(found) // 2])
+    held = min(one["of the rate"] for one in found)
+    late = f"; could not hold the rate: {held:.0%} of it" if held < 0.99 else ""
+    return Row(
+        case=case,
+        figure=figure,
+        unit="us",
+        values=tuple(one["p50 us"] for one in found),
+        note=f"from when a record was due until it was read, {spec.count:,} records a round{late}",
+        more={name: us for name, us in middle.items() if name not in ("p50 us", "of the rate")},
+    )
 
 
 def _read(stage: Stage, how: str, size: int) -> Row:
@@ -168,4 +178,4 @@ def _fastest_read(stage: Stage, size: int) -> Row | None:
     return _rates(f"fastest-read-{size}", figure, size, rates, note)
 
 
-__all__ = ["measure", "names", "plan"]
+__all__ = ["latency_row", "measure", "names", "plan"]

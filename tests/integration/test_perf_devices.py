@@ -27,7 +27,7 @@ from shmbroker.cli.main import app
 from shmbroker.perf import page
 from shmbroker.perf.broker import Broker, private_places
 from shmbroker.perf.case import Bench, Case
-from shmbroker.perf.devices import effort, model, run, workloads
+from shmbroker.perf.devices import effort, figures, model, run, workloads
 from shmbroker.perf.devices.fio import Fio
 from shmbroker.perf.devices.model import BadModel, Hdd, ModelHdd, judge
 from shmbroker.perf.devices.results import FILE, Unusable, load
@@ -221,7 +221,7 @@ def test_a_run_ends_with_rows_results_pictures_and_a_page(
     tmp_path: Path, isolated_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(effort, "QUICK", effort.SMOKE)
-    of_broker = {case.name: case for case in workloads.cases(settings=False)}
+    of_broker = {case.name: case for case in workloads.cases(effort.SMOKE)}
     raw = run.all_cases(effort.SMOKE)[0]
     chosen = (raw, of_broker["produce-100"])
     monkeypatch.setattr(workloads, "ACKS", ("memory", "durable"))
@@ -259,16 +259,43 @@ def test_extents_settings_and_catch_up_are_measured_at_the_smallest_size(
     tmp_path: Path, quiet: Console, isolated_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workloads, "_SETTINGS", ())
-    names = ("extents", "settings", "cold")
-    cases = tuple(c for c in workloads.cases(settings=True) if c.name in names)
+    names = ("extents", "settings", "catch-up")
+    cases = tuple(c for c in workloads.cases(effort.SMOKE) if c.name in names)
     disk = run.Device("SSD", tmp_path / "d")
     options = run.Options((disk,), effort.SMOKE, tmp_path / "out", cases=cases)
     (found,) = run.run(options, quiet).devices
     assert [row.case for row in found.rows()] == [
         "extents-direct-recycled", "extents-direct-fresh", "extents-buffered-fresh",
-        "settings-hdd", "settings-ssd", "cold-1024",
+        "settings-hdd", "settings-ssd", "hot-1024", "hot-records-1024", "cold-1024",
+        "cold-records-1024",
     ]  # fmt: skip
     assert all(row.values for row in found.rows()), [row.note for row in found.rows()]
+
+
+def test_more_producers_consumers_codecs_partitions_and_data_have_their_rows(
+    tmp_path: Path, quiet: Console, isolated_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workloads, "CODECS", ("none", "zstd"))
+    names = ("producers", "latency", "fan-out", "mixed", "compression", "growth-partitions",
+             "growth-data")  # fmt: skip
+    cases = tuple(c for c in workloads.cases(effort.SMOKE) if c.name in names)
+    assert len(cases) == len(names)
+    disk = run.Device("SSD", tmp_path / "d")
+    options = run.Options((disk,), effort.SMOKE, tmp_path / "out", cases=cases)
+    results = run.run(options, quiet)
+    (found,) = results.devices
+    rows = {row.case: row for row in found.rows()}
+    assert list(rows) == [
+        "producers-2-memory", "producers-2-durable", "latency-500-durable", "latency-500-memory",
+        "fan-out-2", "mixed-tail-alone", "mixed-tail", "mixed-catch-up", "compression-none",
+        "compression-zstd", "growth-partitions-2", "growth-latency-partitions-2",
+        "growth-data-0.008", "growth-read-0.008", "growth-latency-data-0.008",
+    ]  # fmt: skip
+    assert all(row.values for row in rows.values()), [row.note for row in rows.values()]
+    size = "bytes of log a byte of values"
+    assert rows["compression-zstd"].more[size] < 0.8 * rows["compression-none"].more[size]
+    assert rows["fan-out-2"].more[figures.BUSY] == 4
+    assert "4 busy on" in page.write(results, tmp_path / "out").read_text()
 
 
 def test_direct_io_false_goes_through_the_page_cache(
