@@ -24,6 +24,10 @@ class Client(ABC):
     def create(self, topic: str, mode: Mode) -> None:
         """A topic of one partition (stream, queue), empty, kept for the whole run."""
 
+    def forget(self, topic: str) -> None:  # noqa: B027  (most have nothing to do)
+        """Nothing reads or writes this topic any more: a system that holds all that it has in
+        memory frees it here. Not timed."""
+
     @abstractmethod
     def send_many(self, topic: str, values: list[bytes], mode: Mode) -> None:
         """All of them by the fastest way there is: batches, pipelines, whatever the client has.

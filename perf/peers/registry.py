@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from typing import Final
 
 from shmbroker.perf.peers.kafka import Kafka
+from shmbroker.perf.peers.mpqueue import MultiprocessingQueue
 from shmbroker.perf.peers.peer import Peer
+from shmbroker.perf.peers.pyzmq import Pyzmq
+from shmbroker.perf.peers.redis import Redis
 from shmbroker.perf.peers.shmbroker import Shmbroker
 
-ALL: Final[tuple[type[Peer], ...]] = (Shmbroker, Kafka)
+ALL: Final[tuple[type[Peer], ...]] = (
+    Shmbroker, Kafka, Redis, Pyzmq, MultiprocessingQueue,
+)  # fmt: skip
 
 
 def chosen(names: Sequence[str]) -> tuple[type[Peer], ...]:

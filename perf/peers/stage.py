@@ -61,6 +61,10 @@ class Stage:
         self.sender.call("create", name, self.mode)
         return name
 
+    def forget(self, topic: str) -> None:
+        """Nothing more is done with it: what it holds may go."""
+        self.sender.call("forget", topic)
+
     def _fitting(self, how: str, topic: str, count: int) -> int:
         """How many values make a round: `count`, or what takes about `round_s` of the effort.
 
@@ -78,13 +82,17 @@ class Stage:
     def rounds(self, how: str, spec: ValueSpec) -> tuple[list[float], int]:
         """Records a second of each round, and the values in one."""
         self.sender.call("prepare", spec)
-        count = self._fitting(how, self._opened("trial"), spec.count)
+        trial = self._opened("trial")
+        count = self._fitting(how, trial, spec.count)
+        self.forget(trial)
         topic, plan = self._opened(how), self.effort.plan
         rates = [self._round(how, topic, count) for _ in range(plan.warmups + plan.rounds)]
         if not self.drained:
             self._verify(topic, count, len(rates))
-        if how == "many":
+        if how == "many" and spec.value_bytes == self.effort.sizes[0]:
             self._filled[spec.value_bytes] = topic, count * len(rates)
+        else:
+            self.forget(topic)
         return rates[plan.warmups :], count
 
     def memory(self, spec: ValueSpec) -> int:
@@ -95,12 +103,15 @@ class Stage:
             count = self._fitting("many", topic, spec.count)
             for _ in range(self.effort.plan.rounds):
                 self._round("many", topic, count)
+        self.forget(topic)
         return watch.most_bytes
 
     def latencies(self, rate: int, spec: ValueSpec) -> list[dict[str, float]]:
         """Of each round: percentiles in us, and "of the rate": what share of it was held."""
-        topic = self.create("paced")
-        return latencies(self.sender, self.receiver, topic, rate, spec, self.mode, self.effort.plan)
+        topic, plan = self.create("paced"), self.effort.plan
+        found = latencies(self.sender, self.receiver, topic, rate, spec, self.mode, plan)
+        self.forget(topic)
+        return found
 
     def full(self, size: int) -> tuple[str, int]:
         """A topic of measured values of that size, and how many; raises when there is none."""

@@ -50,6 +50,10 @@ class Timed:
         """A new topic."""
         self.client.create(topic, mode)
 
+    def forget(self, topic: str) -> None:
+        """Nothing more is done with it."""
+        self.client.forget(topic)
+
     def send(self, how: str, topic: str, count: int, mode: Mode) -> tuple[int, int]:
         """When the sending of the first `count` values began, and when all were acknowledged."""
         send = self.client.send_many if how == "many" else self.client.send_each

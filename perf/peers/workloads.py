@@ -108,9 +108,11 @@ def _fastest(stage: Stage, size: int) -> Row | None:
     topic, rates = stage.create("fastest"), []
     for _ in range(plan.rounds):  # each a new program: a warm-up would warm nothing
         rate = peer.fastest_produce(stage.server, topic, sent, size, mode)
-        if rate is None:
-            return None
-        rates.append(rate)
+        if rate is not None:
+            rates.append(rate)
+    stage.forget(topic)
+    if not rates:
+        return None
     figure = f"produce {size:,} B: {peer.fastest_title}"
     note = f"{sent:,} values a round, until all are acknowledged"
     return _rates(f"fastest-{size}-{mode.case}", figure, size, rates, note)

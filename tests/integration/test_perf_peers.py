@@ -90,6 +90,22 @@ def test_every_workload_of_a_mode_has_its_row(tmp_path: Path, mode: effort.Mode)
     assert how in rows[f"many-100-{mode.case}"].note
 
 
+def test_a_topic_that_nothing_reads_any_more_is_forgotten(tmp_path: Path) -> None:
+    """What is kept for catch-up reads is all that a system in memory must hold to the end."""
+    (_, cached, _) = FilePeer.modes
+    with DiskGuard(tmp_path, 0) as guard:
+        bench = Bench(tmp_path, SMOKE, lambda _text: None, guard)
+        peer = FilePeer(Cache(tmp_path / "cache"))
+        with stage.staged(bench, effort.SMOKE, peer, cached) as staged:
+            for _, work in workloads.plan(effort.SMOKE, FilePeer, cached):
+                work(staged)
+            kept, count = staged.full(100)
+            data = tmp_path / "files-cached"
+            left = {path.name for path in data.iterdir()} - {"log"}
+            assert left == {kept}
+            assert (data / kept).stat().st_size == 100 * count
+
+
 class Passing(FilePeer):
     """Keeps nothing: what it takes it hands on."""
 

@@ -25,6 +25,9 @@ class FileClient(Client):
     def create(self, topic: str, mode: Mode) -> None:
         (self._home / topic).touch(exist_ok=False)
 
+    def forget(self, topic: str) -> None:
+        (self._home / topic).unlink()
+
     def _append(self, topic: str, data: bytes, mode: Mode) -> None:
         with open(self._home / topic, "ab") as file:
             file.write(data)
