@@ -7,9 +7,10 @@ from typing import Final
 
 from shmbroker.perf.peers.kafka import Kafka
 from shmbroker.perf.peers.peer import Peer
+from shmbroker.perf.peers.rabbitmq import Rabbitmq
 from shmbroker.perf.peers.shmbroker import Shmbroker
 
-ALL: Final[tuple[type[Peer], ...]] = (Shmbroker, Kafka)
+ALL: Final[tuple[type[Peer], ...]] = (Shmbroker, Kafka, Rabbitmq)
 
 
 def chosen(names: Sequence[str]) -> tuple[type[Peer], ...]:
