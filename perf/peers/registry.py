@@ -9,11 +9,12 @@ from shmbroker.perf.peers.kafka import Kafka
 from shmbroker.perf.peers.mpqueue import MultiprocessingQueue
 from shmbroker.perf.peers.peer import Peer
 from shmbroker.perf.peers.pyzmq import Pyzmq
+from shmbroker.perf.peers.rabbitmq import Rabbitmq
 from shmbroker.perf.peers.redis import Redis
 from shmbroker.perf.peers.shmbroker import Shmbroker
 
 ALL: Final[tuple[type[Peer], ...]] = (
-    Shmbroker, Kafka, Redis, Pyzmq, MultiprocessingQueue,
+    Shmbroker, Kafka, Redis, Rabbitmq, Pyzmq, MultiprocessingQueue,
 )  # fmt: skip
 
 

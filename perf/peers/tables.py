@@ -60,7 +60,7 @@ def _versions(device: DeviceResults) -> str:
 
 
 def _goals(device: DeviceResults) -> str:
-    rows = []
+    rows, missed = [], []
     for one in verdicts(device):
         best = f"{one.best.system.title}, {one.best.client}"
         rows.append(
@@ -69,10 +69,13 @@ def _goals(device: DeviceResults) -> str:
             f"<td class=n>{one.factor:g} times<td class='n{'' if one.met else ' missed'}'>"
             f"{one.ratio:.1f} times{'' if one.met else ', missed'}</tr>"
         )
+        if one.why:
+            missed.append(f"<li>{escape(one.text)}: {escape(one.why)}</li>")
     if not rows:
         return ""
     head = "<tr><th>goal<th>shmbroker<th>the best of the others<th>who<th>wanted<th>found</tr>"
-    return f"<h3>Against the goals</h3><table>{head}{''.join(rows)}</table>"
+    why = f"<p>Why some are missed:</p><ul>{''.join(missed)}</ul>" if missed else ""
+    return f"<h3>Against the goals</h3><table>{head}{''.join(rows)}</table>{why}"
 
 
 def _table(found: Sequence[Line], columns: Sequence[System]) -> str:

@@ -22,7 +22,7 @@ FOLDERS = {
     "perf/": (".py",),
     "perf/cases/": (".py",),
     "perf/devices/": (".py", ".c", ".h"),
-    "perf/peers/": (".py",),
+    "perf/peers/": (".py", ".java"),
 }
 
 
