@@ -128,9 +128,19 @@ def _line(row: Row) -> str:
     return (
         f"<tr><td>{escape(row.figure)}<td class=n>{escape(shown(row.median, row.unit))}"
         f"<td class=n>{escape(spread)}<td>{escape(limit)}"
-        f"<td class=n>{'' if row.ratio is None else f'{row.ratio:.2f}'}<td class=n>{rounds}"
+        f"<td class=n>{_share(row)}<td class=n>{rounds}"
         f"<td>{_cores(row)}<td>{escape('; '.join(filter(None, [row.note, *more])))}</tr>"
     )
+
+
+def _share(row: Row) -> str:
+    """The ratio to the limit; where there is a target, that and whether it is met."""
+    if row.ratio is None:
+        return ""
+    if row.met is None:
+        return f"{row.ratio:.2f}"
+    word = "met" if row.met else "<b>missed</b>"
+    return f"{row.ratio:.2f}<br>{escape(row.target)}: {word}"
 
 
 def _cores(row: Row) -> str:

@@ -3,15 +3,16 @@
 Both over loopback TCP with `connect(address, local=False)`, and both against bare ZeroMQ of the
 same run: a DEALER in one process and a ROUTER in another, as client and ingress are, which move
 messages of the size that the client's batches have, or hand a record's bytes back one by one.
-What the disk does in the same run stands beside the rates: durable can't be faster. What came out
-is compared with what went in after every round.
+Beside the rates stands what bounds durable ones in the same run: the bare disk, and a bare ROUTER
+that writes what it receives to the disk before it answers, with no broker and no record in sight.
+What came out is compared with what went in after every round.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from shmbroker._core.batch import encode_values
 from shmbroker.client.remote.connection import RemoteConnection
@@ -30,6 +31,7 @@ _VALUE_BYTES: Final = 1024
 _RECORD_BYTES: Final = _VALUE_BYTES + 8  # in a batch, about
 _SHARE: Final = 2  # of the values of 1 KiB that other cases send
 _MESSAGES: Final = 32  # different ones
+_STORES: Final = 3  # rounds of the bare ROUTER that stores what it receives
 _LEAST: Final = 0.60
 _LEAST_SEGMENT: Final = 4 << 20
 _SEGMENTS_KEPT: Final = 6
@@ -60,14 +62,20 @@ def _run_produce(bench: Bench) -> list[Row]:
         Remote(Receiver, broker.address) as receiver,
     ):
 
-        def bare(count: int) -> float:
-            router.start("serve", count)
+        def bare(count: int, *serve: Any) -> float:
+            method, *more = serve or ("serve",)
+            router.start(method, count, *more)
             took = float(dealer.call("move", count))
             router.finish()
             return count * len(messages[0]) / took
 
+        def least(count: int) -> float:
+            """Bytes a second that are on storage when they are answered, without a broker."""
+            return statistics.median(bare(count, "store", str(bench.home)) for _ in range(_STORES))
+
         return [
-            _produce(bench, broker, acks, receiver, len(messages[0]), bare, disk) for acks in _ACKS
+            _produce(bench, broker, acks, receiver, len(messages[0]), bare, least, disk)
+            for acks in _ACKS
         ]
 
 
@@ -78,6 +86,7 @@ def _produce(
     receiver: Remote[Receiver],
     message_bytes: int,
     bare: Callable[[int], float],
+    least: Callable[[int], float],
     disk: RawDisk,
 ) -> Row:
     spec = ValueSpec(bench.sizes.values_1k // _SHARE, _VALUE_BYTES)
@@ -110,6 +119,7 @@ def _produce(
 
         found = against_limit(run, lambda: bare(messages), bench.sizes.plan, check)
         raw = disk.write_rate(bench.sizes.raw_bytes)
+        stored = least(messages)
     share = statistics.median(found.shares)
     notes = [f"{spec.count:,} values a round, loopback TCP, checksum equal"]
     if not found.steady:
@@ -131,6 +141,8 @@ def _produce(
             "highest share": max(found.shares),
             "bare durable writes MB/s": raw / 1e6,
             "of those": found.median / raw,
+            "bare ROUTER that stores durably MB/s": stored / 1e6,
+            "of that": found.median / stored,
         },
     )
 

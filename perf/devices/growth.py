@@ -31,7 +31,8 @@ _RATE: Final = 1_000  # records/s of the latencies
 _TOPIC: Final = "grows"
 _KEEP: Final = 0.75  # of what is free, at most, is filled
 _STEPS_GB: Final = (1, 2, 5, 10, 20, 50)
-_QUIET_S: Final = 20.0
+_FLAT: Final = 0.80
+_FLAT_TO: Final = 3  # of the counts of partitions: 100
 _MODE: Final = MODES["durable"]
 
 
@@ -58,7 +59,7 @@ def partitions(bench: Bench, effort: Effort) -> list[Row]:
             case = f"growth-partitions-{count}"
             rates.append(Row(case, figure, "records/s", tuple(found), note=note))
             waits.append(_wait(bench, effort, pacing, tail, f"partitions-{count}", many))
-    return [*_held_against(rates), *_held_against(waits)]
+    return [*_held_against(rates, _FLAT_TO), *_held_against(waits)]
 
 
 def _spread(
@@ -107,7 +108,12 @@ def data(bench: Bench, effort: Effort) -> list[Row]:
             read.append(Row(f"growth-read-{gb:g}", f"the oldest values again, {text}", "records/s",
                             tuple(again), note="checksum equal"))  # fmt: skip
             waits.append(_wait(bench, effort, pacing, tail, f"data-{gb:g}", text))
-    return [*_held_against(produced), *_held_against(read), *_held_against(waits)]
+    every = len(steps)
+    return [
+        *_held_against(produced, every),
+        *_held_against(read, every),
+        *_held_against(waits),
+    ]
 
 
 def _rounds(bench: Bench) -> range:
@@ -137,20 +143,23 @@ def _wait(
     return latency_row(f"growth-latency-{case}", figure, spec, found)
 
 
-def _held_against(rows: list[Row]) -> list[Row]:
-    """Each with the first as its limit."""
-    first = rows[0]
-    base = first.median
-    if not base:
-        return rows
-    return [
-        dataclasses.replace(
-            row,
-            limit=Limit("the first of these", base, row.unit),
-            ratio=statistics.median(row.values) / base if row.values else None,
+def _held_against(rows: list[Row], flat: int = 0) -> list[Row]:
+    """Each with the first as its limit; the first `flat` of them must not be slower by a fifth."""
+    base = rows[0].median or 1.0
+    made = []
+    for n, row in enumerate(rows):
+        ratio = statistics.median(row.values) / base
+        wanted = 0 < n < flat
+        made.append(
+            dataclasses.replace(
+                row,
+                limit=Limit("the first of these", base, row.unit),
+                ratio=ratio,
+                target=f">= {_FLAT:.2f}" if wanted else "",
+                met=ratio >= _FLAT if wanted else None,
+            )
         )
-        for row in rows
-    ]
+    return made
 
 
 __all__ = ["data", "partitions"]
