@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from shmbroker.perf.peers.kafka import Kafka
+from shmbroker.perf.peers.nats import Nats
 from shmbroker.perf.peers.peer import Peer
 from shmbroker.perf.peers.shmbroker import Shmbroker
 
-ALL: Final[tuple[type[Peer], ...]] = (Shmbroker, Kafka)
+ALL: Final[tuple[type[Peer], ...]] = (Shmbroker, Kafka, Nats)
 
 
 def chosen(names: Sequence[str]) -> tuple[type[Peer], ...]:
