@@ -1,7 +1,7 @@
 """NATS JetStream: one nats-server, file storage, its defaults but for where it listens.
 
 Server and `nats` (the CLI, whose benchmark is the fastest client that is not Python) are built from
-the Go module proxy, nats-py comes from PyPI. NATS has no Unix socket; clients use TCP on the
+the Go module proxy. NATS has no Unix socket; clients use TCP on the
 loopback. The durable mode is `sync_interval: always`: the documentation's setting for a single
 server that must not lose what it acknowledged.
 """
@@ -20,7 +20,7 @@ import psutil
 
 from shmbroker.perf.peers.client import Client
 from shmbroker.perf.peers.daemon import Daemon, free_port
-from shmbroker.perf.peers.fetching import FetchFailed, pip_version
+from shmbroker.perf.peers.fetching import FetchFailed
 from shmbroker.perf.peers.mode import Mode
 from shmbroker.perf.peers.nats_client import NatsClient
 from shmbroker.perf.peers.nats_wire import Wire
@@ -32,7 +32,6 @@ _PROGRAMS: Final = (
     f"github.com/nats-io/nats-server/v2@v{_SERVER}",
     f"github.com/nats-io/natscli/nats@v{_CLI}",
 )
-_PYTHON: Final = "nats-py"
 _UP: Final = "Server is ready"
 _TOOL_S: Final = 900.0
 _RATE: Final = re.compile(r"stats: ([\d,]+) msgs/sec")
@@ -55,7 +54,7 @@ class Nats(Peer):
 
     name: ClassVar[str] = "nats"
     title: ClassVar[str] = "NATS JetStream"
-    client_title: ClassVar[str] = "NATS protocol on a socket (Python; objects: nats-py)"
+    client_title: ClassVar[str] = "NATS protocol on a socket (Python)"
     fastest_title: ClassVar[str] = "nats bench (Go)"
     modes: ClassVar[tuple[Mode, ...]] = (
         Mode("durable", "durable", "sync_interval: always: synced before it is acknowledged, each "
@@ -68,28 +67,16 @@ class Nats(Peer):
 
     def fetch(self) -> None:
         self._programs()
-        self._python()
 
     def _programs(self) -> Path:
         return self.cache.go("nats", *_PROGRAMS)
 
-    def _python(self) -> Path:
-        return self.cache.pip("nats", _PYTHON)
-
     def versions(self) -> dict[str, str]:
-        return {
-            "nats-server": _SERVER,
-            _PYTHON: pip_version(self._python(), _PYTHON),
-            "nats (CLI)": _CLI,
-        }
+        return {"nats-server": _SERVER, "nats (CLI)": _CLI}
 
     @property
     def client(self) -> type[Client]:
         return NatsClient
-
-    @property
-    def path(self) -> list[Path]:
-        return [self._python()]
 
     @contextmanager
     def start(self, directory: Path, mode: Mode) -> Iterator[Server]:

@@ -11,7 +11,7 @@ import json
 import socket
 from typing import Any, Final
 
-LIMIT_S: Final = 240.0
+_LIMIT_S: Final = 240.0
 INBOX: Final = b"_INBOX.measured"
 _CONNECT: Final = {"verbose": False, "pedantic": False, "headers": True, "no_responders": True,
                    "lang": "python-socket", "version": "1"}  # fmt: skip
@@ -20,12 +20,23 @@ _KEEP_NS: Final = 30_000_000_000  # of a consumer whose reader hung up
 _END: Final = b"\r\n"
 
 
+class Record:
+    """A value with its sequence in the stream."""
+
+    __slots__ = ("sequence", "value")
+
+    def __init__(self, head: bytes, value: bytes) -> None:
+        # MSG subject sid $JS.ACK.stream.consumer.delivered.sequence.sequence.time.pending bytes
+        self.sequence = int(head.rsplit(b".", 4)[1])
+        self.value = value
+
+
 class Wire:
     """A connection to the server at `port`, with a subject of its own for answers: `inbox`."""
 
     _made = 0
 
-    def __init__(self, port: int, look_s: float = LIMIT_S) -> None:
+    def __init__(self, port: int, look_s: float = _LIMIT_S) -> None:
         Wire._made += 1
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=look_s)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -79,20 +90,20 @@ class Wire:
                 self._receive(socket.MSG_DONTWAIT)
         return [_sequence(ack) for ack in self._messages()]
 
-    def values(self) -> list[bytes]:
-        """Of messages that came; none when nothing did for `look_s`."""
+    def values(self, heads: list[bytes] | None = None) -> list[bytes]:
+        """Of messages that came; none when nothing did for `look_s`. `heads` gets their heads."""
         try:
             self._receive()
         except TimeoutError:
             return []
-        return self._messages()
+        return self._messages(heads)
 
-    def _messages(self) -> list[bytes]:
+    def _messages(self, heads: list[bytes] | None = None) -> list[bytes]:
         """Payloads of the whole messages that are there; answers pings in between."""
         data, at, found = self._rest, 0, []
         length = len(data)
         while (line := data.find(_END, at)) >= 0:
-            start, kind = line + 2, data[at : at + 4]
+            head, start, kind = at, line + 2, data[at : at + 4]
             if kind == b"MSG ":  # MSG subject sid [reply] bytes
                 stop = start + int(data[data.rindex(b" ", at, line) : line])
                 if stop + 2 > length:
@@ -110,6 +121,9 @@ class Wire:
             else:
                 self._other(data[at:line])
                 at = start
+                continue
+            if heads is not None:
+                heads.append(data[head:line])
         self._rest = data[at:]
         return found
 
@@ -146,4 +160,4 @@ def _sequence(ack: bytes) -> int:
     return sequence
 
 
-__all__ = ["LIMIT_S", "Wire", "of_batch", "publication"]
+__all__ = ["Record", "Wire", "of_batch", "publication"]

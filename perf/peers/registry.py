@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from shmbroker.perf.peers.iceoryx2 import Iceoryx2
 from shmbroker.perf.peers.kafka import Kafka
 from shmbroker.perf.peers.nats import Nats
 from shmbroker.perf.peers.peer import Peer
 from shmbroker.perf.peers.shmbroker import Shmbroker
 
-ALL: Final[tuple[type[Peer], ...]] = (Shmbroker, Kafka, Nats)
+ALL: Final[tuple[type[Peer], ...]] = (Shmbroker, Kafka, Nats, Iceoryx2)
 
 
 def chosen(names: Sequence[str]) -> tuple[type[Peer], ...]:

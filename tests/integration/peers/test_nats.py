@@ -1,6 +1,6 @@
 """The driver of NATS with the real thing: fetched, started, measured at the smallest size, stopped.
 
-Only in `just test-peers`: it needs the Go module proxy, PyPI and go.
+Only in `just test-peers`: it needs the Go module proxy and go.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shmbroker.perf.peers.fetching import Cache
 from shmbroker.perf.peers.mode import Mode
 from shmbroker.perf.peers.nats import Nats
 from shmbroker.perf.peers.nats_client import NatsClient
-from shmbroker.perf.peers.nats_wire import Wire, publication
+from shmbroker.perf.peers.nats_wire import Record, Wire, publication
 from shmbroker.perf.peers.run import CACHE
 
 ROOT = Path(__file__).parents[3]
@@ -49,7 +49,7 @@ def running(nats: Nats, mode: Mode, directory: Path) -> Iterator[NatsClient]:
 
 def test_versions_are_named(nats: Nats) -> None:
     found = nats.versions()
-    assert set(found) == {"nats-server", "nats-py", "nats (CLI)"}
+    assert set(found) == {"nats-server", "nats (CLI)"}
     assert all(text and text[0].isdigit() for text in found.values())
 
 
@@ -94,6 +94,8 @@ def test_all_ways_to_send_store_the_same_in_order(nats: Nats, tmp_path: Path) ->
             (client.send_many if way < 2 else client.send_each)(topic, values, mode)
             found = [value for some in client.values(topic, len(values)) for value in some]
             assert found == values
+            found = [value for some in client.records(topic, len(values)) for value in some]
+            assert found == values
 
 
 @pytest.mark.leaves_processes
@@ -126,3 +128,9 @@ def test_a_record_that_is_refused_raises(nats: Nats, tmp_path: Path) -> None:
             client.send_many("full", [b"3"], memory)
         with pytest.raises(RuntimeError, match="503"):
             client.send_each("nowhere", [b"4"], memory)
+
+
+def test_a_record_knows_its_sequence() -> None:
+    head = b"MSG t 1 $JS.ACK.t.c0n.1.4711.9.1795400000000000000.0 3"
+    record = Record(head, b"abc")
+    assert (record.sequence, record.value) == (4711, b"abc")
