@@ -1,10 +1,10 @@
-"""Fetches what the peers need into a cache: Python packages, Debian packages, jars.
+"""Fetches what the peers need into a cache: Python and Debian packages, jars, Go programs.
 
-`Cache` owns its directory (`build/peers`): `pip/NAME`, `debian/NAME`, `maven/NAME`, each complete
-when its stamp is there, which names what was asked for; asked for something else, it is made anew.
-Debian packages are unpacked, not installed: no service is started, nothing of the system changes,
-root is not needed. Only names and versions of packages are known here; where they are is the
-business of pip, apt and mvn.
+`Cache` owns its directory (`build/peers`): `pip/NAME`, `debian/NAME`, `maven/NAME`, `go/NAME`, each
+complete when its stamp is there, which names what was asked for; asked for something else, it is
+made anew. Debian packages are unpacked, not installed: no service is started, nothing of the system
+changes, root is not needed. Only names and versions of packages are known here; where they are is
+the business of pip, apt, mvn and go.
 """
 
 from __future__ import annotations
@@ -109,6 +109,25 @@ class Cache:
 
         return self._made(f"maven/{name}", artifacts, install)
 
+    def go(self, name: str, *packages: str) -> Path:
+        """A directory with the programs of these packages ("module/path@version"), built here.
+
+        The modules and what the compiler keeps (700 MB) go when it is done.
+        """
+
+        def install(into: Path) -> None:
+            work = into / "work"
+            env = os.environ | {
+                "GOBIN": str(into), "GOPATH": str(work / "path"), "GOCACHE": str(work / "cache"),
+                "GOFLAGS": "-modcacherw -trimpath", "CGO_ENABLED": "0",
+            }  # fmt: skip
+            for package in packages:
+                command = [require("go", "golang-go"), "install", package]
+                _run(command, f"go install {package}", env=env)
+            shutil.rmtree(work)
+
+        return self._made(f"go/{name}", packages, install)
+
     def _made(self, place: str, wanted: Sequence[str], make: Callable[[Path], None]) -> Path:
         directory = self.directory / place
         stamp, text = directory / _STAMP, "\n".join([sys.version, *wanted]) + "\n"
@@ -162,12 +181,14 @@ def _pom(artifacts: Sequence[str]) -> str:
     )
 
 
-def _run(command: list[str], what: str, directory: Path | None = None) -> str:
+def _run(
+    command: list[str], what: str, directory: Path | None = None, env: dict[str, str] | None = None
+) -> str:
     """What it printed; raises FetchFailed."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-            cwd=directory, timeout=_LIMIT_S,
+            cwd=directory, timeout=_LIMIT_S, env=env,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise FetchFailed(f"{what}: not done after {_LIMIT_S:.0f} s") from None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from shmbroker.perf.peers.iceoryx2 import Iceoryx2
 from shmbroker.perf.peers.kafka import Kafka
 from shmbroker.perf.peers.mpqueue import MultiprocessingQueue
+from shmbroker.perf.peers.nats import Nats
 from shmbroker.perf.peers.peer import Peer
 from shmbroker.perf.peers.pyzmq import Pyzmq
 from shmbroker.perf.peers.rabbitmq import Rabbitmq
@@ -14,7 +16,7 @@ from shmbroker.perf.peers.redis import Redis
 from shmbroker.perf.peers.shmbroker import Shmbroker
 
 ALL: Final[tuple[type[Peer], ...]] = (
-    Shmbroker, Kafka, Redis, Rabbitmq, Pyzmq, MultiprocessingQueue,
+    Shmbroker, Kafka, Redis, Nats, Rabbitmq, Pyzmq, MultiprocessingQueue, Iceoryx2,
 )  # fmt: skip
 
 

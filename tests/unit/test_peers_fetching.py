@@ -86,6 +86,26 @@ def test_jars_are_asked_for_by_a_pom_of_coordinates(tmp_path: Path, ran: list[li
     assert f"-DoutputDirectory={there}" in command
 
 
+def test_go_programs_are_built_below_the_cache_and_nothing_else_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[tuple[str, str]] = []
+
+    def run(command: list[str], env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+        Path(env["GOPATH"]).mkdir(parents=True, exist_ok=True)
+        assert all(Path(env[key]).is_relative_to(tmp_path) for key in ("GOBIN", "GOCACHE"))
+        program = Path(env["GOBIN"]) / command[-1].partition("@")[0].rpartition("/")[2]
+        program.touch()
+        built.append((program.name, command[-1]))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(fetching.subprocess, "run", run)
+    monkeypatch.setattr(fetching, "require", lambda tool, _packages: tool)
+    there = Cache(tmp_path).go("x", "example.org/one@v1.0.0", "example.org/a/two@v2.0.0")
+    assert built == [("one", "example.org/one@v1.0.0"), ("two", "example.org/a/two@v2.0.0")]
+    assert sorted(each.name for each in there.iterdir()) == ["fetched", "one", "two"]
+
+
 def test_a_package_that_is_not_there_has_no_version(tmp_path: Path) -> None:
     with pytest.raises(FetchFailed, match="confluent-kafka"):
         pip_version(tmp_path, "confluent-kafka")

@@ -1,0 +1,87 @@
+"""The driver of iceoryx2 with the real thing: fetched, measured at the smallest size.
+
+Only in `just test-peers`: it needs PyPI.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shmbroker.perf.case import SMOKE, Bench
+from shmbroker.perf.guard import DiskGuard
+from shmbroker.perf.peers import effort, workloads
+from shmbroker.perf.peers.fetching import Cache
+from shmbroker.perf.peers.iceoryx2 import Iceoryx2
+from shmbroker.perf.peers.run import CACHE
+from shmbroker.perf.peers.stage import staged
+from shmbroker.perf.values import ValueSpec
+
+ROOT = Path(__file__).parents[3]
+pytestmark = [pytest.mark.peers, pytest.mark.leaves_processes]
+
+
+@pytest.fixture(scope="module")
+def peer() -> Iceoryx2:
+    found = Iceoryx2(Cache(ROOT / CACHE))
+    found.fetch()
+    return found
+
+
+def segments() -> list[Path]:
+    """Shared memory that a driver of this process made."""
+    return list(Path("/dev/shm").glob("shmb_iox2_*"))
+
+
+def test_versions_are_named(peer: Iceoryx2) -> None:
+    (found,) = peer.versions().values()
+    assert found[0].isdigit()
+
+
+def test_every_workload_has_a_figure_and_nothing_is_left(peer: Iceoryx2, tmp_path: Path) -> None:
+    (mode,) = peer.modes
+    with DiskGuard(tmp_path, 0) as guard:
+        bench = Bench(tmp_path, SMOKE, lambda _text: None, guard)
+        rows = workloads.measure(bench, effort.SMOKE, peer, mode)
+    there_is_no_server = "memory-none"
+    names = workloads.names(effort.SMOKE, Iceoryx2, mode)
+    assert [row.case for row in rows] == [name for name in names if name != there_is_no_server]
+    assert all(row.values for row in rows), [(row.case, row.note) for row in rows]
+    assert list(tmp_path.iterdir()) == []
+    assert segments() == []
+
+
+@pytest.mark.parametrize(("how", "size"), [("many", 100), ("many", 16_384), ("each", 100)])
+def test_a_sender_that_is_far_ahead_loses_nothing(
+    peer: Iceoryx2, tmp_path: Path, how: str, size: int
+) -> None:
+    (mode,) = peer.modes
+    with DiskGuard(tmp_path, 0) as guard:
+        bench = Bench(tmp_path, SMOKE, lambda _text: None, guard)
+        with staged(bench, effort.SMOKE, peer, mode) as stage:
+            stage.sender.call("prepare", ValueSpec(20_000, size))
+            topic = stage._opened("flooded")
+            assert stage._round(how, topic, 20_000) > 0  # compares checksums
+
+
+def test_shared_memory_of_a_killed_client_goes_with_the_driver(
+    peer: Iceoryx2, tmp_path: Path
+) -> None:
+    (mode,) = peer.modes
+    with DiskGuard(tmp_path, 0) as guard:
+        bench = Bench(tmp_path, SMOKE, lambda _text: None, guard)
+        with (
+            pytest.raises((OSError, RuntimeError)),
+            staged(bench, effort.SMOKE, peer, mode) as stage,
+        ):
+            stage.sender.call("prepare", ValueSpec(10, 100))
+            topic = stage._opened("killed")
+            stage._round("each", topic, 10)
+            assert segments()
+            for child in psutil.Process().children():
+                if "spawn_main" in " ".join(child.cmdline()):
+                    child.kill()
+            stage._round("each", topic, 10)
+    assert segments() == []
