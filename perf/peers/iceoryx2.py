@@ -1,9 +1,9 @@
 """iceoryx2: zero-copy publish-subscribe through shared memory, without any server.
 
 The Python bindings come from PyPI with the Rust library inside. What it keeps in files is below the
-data directory, its shared memory in /dev/shm has a prefix of our own, under which `start` removes
-on exit what a client that was killed has left. In its fastest setting: no overflow (a publisher
-waits for its subscriber, so nothing is lost), the subscriber polls.
+data directory. Its shared memory in /dev/shm has a prefix with our pid, under which `start` removes
+on exit what a client that was killed has left, and on entry what a killed measurement has. No
+overflow (a publisher waits for its subscriber, so nothing is lost), and the subscriber polls.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Final
 
+import psutil
+
 from shmbroker.perf.peers.client import Client
 from shmbroker.perf.peers.fetching import pip_version
 from shmbroker.perf.peers.iceoryx2_client import Iceoryx2Client
@@ -21,6 +23,7 @@ from shmbroker.perf.peers.mode import Mode
 from shmbroker.perf.peers.peer import Peer, Server
 
 _PACKAGE: Final = "iceoryx2"
+_PREFIX: Final = "shmb_iox2_"
 _SHM: Final = Path("/dev/shm")
 
 
@@ -64,14 +67,26 @@ class Iceoryx2(Peer):
 
     @contextmanager
     def start(self, directory: Path, mode: Mode) -> Iterator[Server]:
-        prefix = f"shmb_iox2_{os.getpid()}_"
+        _sweep()
+        prefix = f"{_PREFIX}{os.getpid()}_"
         root = directory / "iox2"
         root.mkdir()
         try:
             yield _Iceoryx2(root, prefix)
         finally:
-            for left in _SHM.glob(f"{prefix}*"):
-                left.unlink(missing_ok=True)
+            _remove(prefix)
+
+
+def _remove(prefix: str) -> None:
+    for left in _SHM.glob(f"{prefix}*"):
+        left.unlink(missing_ok=True)
+
+
+def _sweep() -> None:
+    """Removes what measurements that were killed have left."""
+    for pid in {int(path.name.split("_")[2]) for path in _SHM.glob(f"{_PREFIX}*_*")}:
+        if not psutil.pid_exists(pid):
+            _remove(f"{_PREFIX}{pid}_")
 
 
 __all__ = ["Iceoryx2"]

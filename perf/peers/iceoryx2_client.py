@@ -58,6 +58,12 @@ class Iceoryx2Client(Client):
     def create(self, topic: str, mode: Mode) -> None:
         self._service(topic)
 
+    def forget(self, topic: str) -> None:
+        """Its publishers go, and their shared memory with them."""
+        for key in [key for key in self._publishers if key[0] == topic]:
+            self._publishers.pop(key).delete()
+        self._services.pop(topic, None)
+
     def _put(self, topic: str, most_bytes: int) -> Put:
         """A function that sends values of one size, joined, in one sample."""
         key = topic, most_bytes
@@ -119,6 +125,7 @@ class Iceoryx2Client(Client):
                 yield found
         finally:
             subscriber.delete()
+            self._services.pop(topic, None)
 
     def close(self) -> None:
         for publisher in self._publishers.values():

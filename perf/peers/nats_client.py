@@ -103,6 +103,12 @@ class NatsClient(Client):
             "allow_atomic": True, "allow_batched": True,
         })  # fmt: skip
 
+    def forget(self, topic: str) -> None:
+        """Its stream goes, with all that the server holds for it."""
+        if (publisher := self._publishers.pop(topic, None)) is not None:
+            publisher.close()
+        self._control.request(f"$JS.API.STREAM.DELETE.{topic}", {})
+
     def _publisher(self, topic: str) -> Publisher:
         if topic not in self._publishers:
             self._publishers[topic] = Publisher(Wire(self._port), topic)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import subprocess
+import time
 import xml.etree.ElementTree as ET
 from array import array
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_peer_client import FileClient
 
 from shmbroker.perf.peers import fetching
 from shmbroker.perf.peers.fetching import Cache, FetchFailed, Unpacked, pip_version
 from shmbroker.perf.peers.latency import percentiles
+from shmbroker.perf.peers.mode import Mode
+from shmbroker.perf.peers.timed import Timed
+from shmbroker.perf.values import ValueSpec
 
 
 @pytest.fixture
@@ -109,6 +114,26 @@ def test_go_programs_are_built_below_the_cache_and_nothing_else_is_kept(
 def test_a_package_that_is_not_there_has_no_version(tmp_path: Path) -> None:
     with pytest.raises(FetchFailed, match="confluent-kafka"):
         pip_version(tmp_path, "confluent-kafka")
+
+
+def test_a_record_that_is_nearly_due_is_awaited_without_a_timer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    timed = Timed([], FileClient.__module__, "FileClient", (str(tmp_path), ""))
+    mode = Mode("memory", "memory", "")
+    timed.create("paced", mode)
+    timed.prepare(ValueSpec(20, 100))
+    asked: list[float] = []
+    sleep = time.sleep
+
+    def slept(seconds: float) -> None:
+        asked.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", slept)
+    assert timed.pace("paced", 1000, 20, mode)[1] == 20
+    assert asked
+    assert min(asked) > 0  # sleep(0) is late by 50 us in Python 3.11
 
 
 def test_latencies_run_from_when_a_record_was_due() -> None:

@@ -5,6 +5,9 @@ Only in `just test-peers`: it needs PyPI.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -85,3 +88,41 @@ def test_shared_memory_of_a_killed_client_goes_with_the_driver(
                     child.kill()
             stage._round("each", topic, 10)
     assert segments() == []
+
+
+def test_a_forgotten_topic_gives_its_shared_memory_back(peer: Iceoryx2, tmp_path: Path) -> None:
+    (mode,) = peer.modes
+    code = (
+        f"import sys; sys.path[:0] = {[str(each) for each in peer.path]!r}\n"
+        "from pathlib import Path\n"
+        "from shmbroker.perf.peers.iceoryx2 import Iceoryx2\n"
+        "from shmbroker.perf.peers.iceoryx2_client import Iceoryx2Client\n"
+        "client, mode = Iceoryx2Client(tuple(sys.argv[1:])), Iceoryx2.modes[0]\n"
+        "def held(): return len(list(Path('/dev/shm').glob(f'{sys.argv[2]}*')))\n"
+        "before = held()\n"
+        "client.create('old', mode); client.send_each('old', [b'1'], mode); during = held()\n"
+        "client.forget('old'); print(before, during, held()); client.close()"
+    )
+    with peer.start(tmp_path, mode) as server:
+        command = [sys.executable, "-c", code, *server.address]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    before, during, after = map(int, said.split())
+    assert before == after < during
+    assert segments() == []
+
+
+def test_shared_memory_of_a_killed_measurement_goes_with_the_next(
+    peer: Iceoryx2, tmp_path: Path
+) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, mine = (Path(f"/dev/shm/shmb_iox2_{pid}_x") for pid in (dead.pid, os.getppid()))
+    left.touch()
+    mine.touch()
+    try:
+        with peer.start(tmp_path, peer.modes[0]):
+            assert not left.exists()
+            assert mine.exists()  # of one that lives
+    finally:
+        mine.unlink()
+        left.unlink(missing_ok=True)

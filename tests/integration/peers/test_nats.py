@@ -115,6 +115,17 @@ def test_every_round_of_its_own_benchmark_reads_from_the_beginning(
 
 
 @pytest.mark.leaves_processes
+def test_a_forgotten_topic_is_gone(nats: Nats, tmp_path: Path) -> None:
+    (_, memory) = nats.modes
+    with running(nats, memory, tmp_path) as client:
+        client.create("old", memory)
+        client.send_many("old", [b"1"], memory)
+        client.forget("old")
+        with pytest.raises(RuntimeError, match="stream not found"):
+            next(client.values("old", 1))
+
+
+@pytest.mark.leaves_processes
 def test_a_record_that_is_refused_raises(nats: Nats, tmp_path: Path) -> None:
     (_, memory) = nats.modes
     with running(nats, memory, tmp_path) as client:
