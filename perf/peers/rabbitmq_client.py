@@ -2,9 +2,10 @@
 
 rstream is asyncio and Python only. Many values go as sub-entries of 100, without compression, which
 RabbitMQ recommends for throughput: 730,000 a second, against 320,000 by `send_batch` (best at 100 a
-call); 25, 50, 150 and 200 a sub-entry were slower or no faster. One by one is `send` (100,000 a
-second; a `send_batch` of one 60,000). uvloop changed nothing. rbfly, a client in Cython, sends
-140,000 to 190,000 a second either way, so it is slower in batches, and it reads no sub-entries.
+call); 25, 50, 150 and 200 a sub-entry were slower or no faster. One by one is `send`: 100,000 to
+150,000 a second; a `send_batch` of one 60,000. uvloop changed nothing. Not taken is rbfly, a client
+in Cython: 140,000 to 190,000 a second either way, which is up to half as much again one by one and
+far less in batches; it reads no sub-entries, and comes as source only.
 
 What `send` and `send_sub_entry` gather, rstream hands to the socket twice a second, or in `close`.
 A round that ends before would measure that timer, so it is asked for at once here, by the method
@@ -15,11 +16,12 @@ them, which costs less on both sides.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final, Self, TypeVar
 
 from shmbroker.perf.peers.client import Client
 from shmbroker.perf.peers.mode import Mode
+from shmbroker.perf.peers.rabbitmq_sending import LOGIN, Confirms, Paced, end_the_rest
 
 T = TypeVar("T")
 
@@ -27,39 +29,8 @@ _SUB_ENTRY: Final = 100  # values of one
 _SUB_ENTRY_BYTES: Final = 50_000  # at most; more was no faster, and a frame holds 1 MiB
 _AT_ONCE: Final = 100  # sub-entries gathered before they are sent
 _CREDIT: Final = 10  # chunks on their way to a consumer; rstream's default
-_LIMIT_S: Final = 240.0
 _LOOK_S: Final = 0.1
 _QUIET: Final = 200  # empty looks, after which nothing more comes
-_LOGIN: Final = {"username": "guest", "password": "guest"}  # the server's own, for the loopback
-
-
-class _Confirms:
-    """Called for each publishing id that the server confirmed or refused; waits for all."""
-
-    def __init__(self, expected: int) -> None:
-        self._left = expected
-        self._done = asyncio.Event()
-        self._refused: list[int] = []
-
-    def __call__(self, status: Any) -> None:
-        if not status.is_confirmed:
-            self._refused.append(status.response_code)
-        self._left -= 1
-        if self._left <= 0:
-            self._done.set()
-
-    async def all(self) -> None:
-        """Returns when every one is confirmed; raises RuntimeError when one is not."""
-        try:
-            await asyncio.wait_for(self._done.wait(), _LIMIT_S)
-        except TimeoutError:
-            raise RuntimeError(f"{self._left} not confirmed after {_LIMIT_S:.0f} s") from None
-        self.check()
-
-    def check(self) -> None:
-        """Raises RuntimeError when one was refused."""
-        if self._refused:
-            raise RuntimeError(f"refused by the server with code {self._refused[0]}")
 
 
 class RabbitmqClient(Client):
@@ -70,6 +41,7 @@ class RabbitmqClient(Client):
         self._loop = asyncio.new_event_loop()
         self._producer: Any = None
         self._readings: list[_Reading] = []
+        self._paced: Paced | None = None
 
     def _run(self, what: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(what)
@@ -78,7 +50,7 @@ class RabbitmqClient(Client):
         if self._producer is None:
             from rstream import Producer
 
-            self._producer = Producer("127.0.0.1", self._port, **_LOGIN)
+            self._producer = Producer("127.0.0.1", self._port, **LOGIN)
             await self._producer.start()
         return self._producer
 
@@ -95,7 +67,7 @@ class RabbitmqClient(Client):
         producer = await self._open()
         size = max(1, min(_SUB_ENTRY, _SUB_ENTRY_BYTES // max(1, len(values[0]))))
         starts = range(0, len(values), size)
-        confirms = _Confirms(len(starts))
+        confirms = Confirms(len(starts))
         for number, at in enumerate(starts, 1):
             await producer.send_sub_entry(
                 topic, values[at : at + size], on_publish_confirm=confirms
@@ -110,7 +82,7 @@ class RabbitmqClient(Client):
 
     async def _send_each(self, topic: str, values: list[bytes]) -> None:
         producer = await self._open()
-        confirms = _Confirms(len(values))
+        confirms = Confirms(len(values))
         send = producer.send
         for value in values:
             await send(topic, value, on_publish_confirm=confirms)
@@ -118,15 +90,9 @@ class RabbitmqClient(Client):
         await confirms.all()
 
     def sender(self, topic: str, mode: Mode) -> Callable[[bytes], None]:
-        """By `send_batch` of one, which goes to the socket at once; confirms are looked at, but
-        not waited for."""
-        producer, confirms = self._run(self._open()), _Confirms(0)
-
-        def one(value: bytes) -> None:
-            self._run(producer.send_batch(topic, [value], on_publish_confirm=confirms))
-            confirms.check()
-
-        return one
+        if self._paced is None:
+            self._paced = Paced(self._port)
+        return self._paced.sender(topic)
 
     def _reading(self, topic: str, start: Any) -> _Reading:
         reading = _Reading(self._loop, self._port, topic, start)
@@ -157,14 +123,13 @@ class RabbitmqClient(Client):
                 yield values
 
     def close(self) -> None:
+        if self._paced is not None:
+            self._paced.close()
         for reading in self._readings:
             self._run(reading.closed())
         if self._producer is not None:
             self._run(self._producer.close())
-        left = asyncio.all_tasks(self._loop)  # rstream's own, of connections that are closed
-        for task in left:
-            task.cancel()
-        self._run(_ended(left))
+        self._run(end_the_rest())
         self._loop.close()
 
 
@@ -210,7 +175,7 @@ class _Reading:
     async def _subscribe(self) -> None:
         from rstream import Consumer, ConsumerOffsetSpecification
 
-        self._consumer = Consumer("127.0.0.1", self._port, **_LOGIN)
+        self._consumer = Consumer("127.0.0.1", self._port, **LOGIN)
         await self._consumer.subscribe(
             self._topic, self._handler(), initial_credit=_CREDIT,
             offset_specification=ConsumerOffsetSpecification(self._start, None),
@@ -230,10 +195,6 @@ class _Reading:
         self.__exit__()
         assert self._closing is not None
         await self._closing
-
-
-async def _ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 __all__ = ["RabbitmqClient"]

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from shmbroker.perf.peers import rabbitmq_client
-from shmbroker.perf.peers.rabbitmq_client import _Confirms
+from shmbroker.perf.peers import rabbitmq_sending
+from shmbroker.perf.peers.rabbitmq_sending import Confirms
 
 
 def status(confirmed: bool, code: int = 0) -> SimpleNamespace:
@@ -17,7 +17,7 @@ def status(confirmed: bool, code: int = 0) -> SimpleNamespace:
 
 def test_a_round_ends_with_the_last_confirm() -> None:
     async def two() -> None:
-        confirms = _Confirms(2)
+        confirms = Confirms(2)
         waiting = asyncio.create_task(confirms.all())
         confirms(status(True))
         await asyncio.sleep(0)
@@ -30,7 +30,7 @@ def test_a_round_ends_with_the_last_confirm() -> None:
 
 def test_one_that_is_refused_fails_its_round() -> None:
     async def two() -> None:
-        confirms = _Confirms(2)
+        confirms = Confirms(2)
         confirms(status(False, 18))
         confirms(status(True))
         await confirms.all()
@@ -40,10 +40,10 @@ def test_one_that_is_refused_fails_its_round() -> None:
 
 
 def test_confirms_that_never_come_fail_their_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rabbitmq_client, "_LIMIT_S", 0.01)
+    monkeypatch.setattr(rabbitmq_sending, "_LIMIT_S", 0.01)
 
     async def one() -> None:
-        await _Confirms(1).all()
+        await Confirms(1).all()
 
     with pytest.raises(RuntimeError, match="1 not confirmed"):
         asyncio.run(one())
