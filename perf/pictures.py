@@ -136,10 +136,13 @@ def extents(results: Results) -> bytes | None:
 
 def produce(results: Results) -> bytes | None:
     """The broker's throughput in bytes of values, by size, acks and partitions."""
-    if not any(name.startswith("produce-") for d in results.devices for name in d.cases):
+    measured = {row.case.rpartition("-")[2] for device in results.devices
+                for row in device.rows() if row.case.startswith("produce-") and row.values}  # fmt: skip
+    there = [parts for parts in PARTITIONS if str(parts) in measured]
+    if not there:
         return None
-    figure, axes = stacked([2.0] * len(PARTITIONS), share_x=False)
-    for axis, parts in zip(axes, PARTITIONS, strict=True):
+    figure, axes = stacked([2.0] * len(there), share_x=False)
+    for axis, parts in zip(axes, there, strict=True):
         cases = [(f"produce-{size}-{acks}-{parts}", f"{value_text(size)}\n{acks}")
                  for size in VALUE_BYTES for acks in ACKS]  # fmt: skip
 

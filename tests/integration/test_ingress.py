@@ -456,7 +456,7 @@ def test_what_a_producer_sent_before_it_vanished_is_appended(
     client: Client, context: Context, make: Made
 ) -> None:
     client.create_topic("t")
-    listen = ListenSection(heartbeat_ms=100, dead_ms=400)
+    listen = ListenSection(heartbeat_ms=300, dead_ms=3000)
     ingress, topic = make(listen=listen), Topic.of(client, "t")
     for farewell in (False, True):
         remote = Remote(context, ingress.address, new_id(client)).open()

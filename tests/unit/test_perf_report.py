@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from shmbroker.cli.main import app
 from shmbroker.perf import page, pictures
 from shmbroker.perf.compare import Difference, compare, table
+from shmbroker.perf.devices.figures import busy
 from shmbroker.perf.devices.fio import BLOCKS, Job, command, jobs
 from shmbroker.perf.devices.results import DeviceResults, Results, Unusable, load
 from shmbroker.perf.devices.workloads import ACKS, PARTITIONS, VALUE_BYTES
@@ -34,8 +36,17 @@ def made_up(speed: float = 1.0, rounds: int = 3) -> Results:
         ]  # fmt: skip
         settings = [Row("settings-a", "1 KiB: depth 1, 4 MiB", "records/s", values(1e4))]
         one = [Row("durable-one", "one record", "us", values(100.0))]
+        more = {"p90 us": 150.0, "p99 us": 900.0, "p99.9 us": 2_000.0, "max us": 9_000.0}
+        latency = [Row(f"latency-{rate}-{acks}", f"{rate} {acks}", "us", values(80.0), more=more)
+                   for acks in ("durable", "memory") for rate in (1_000, 10_000)]  # fmt: skip
+        fans = [Row(f"fan-out-{n}", f"to {n}", "records/s", values(5e6 * n), more=busy(n + 2))
+                for n in (1, 4)]  # fmt: skip
+        growth = [Row(f"growth-{kind}-{n}", f"{n} {kind}", "records/s", values(5e6), limit, 0.7,
+                      ">= 0.80", False)
+                  for kind in ("partitions", "data", "read") for n in (1, 10)]  # fmt: skip
         device = DeviceResults(name, f"/{name}", model, line="ext4 on /dev/x")
-        device.cases = {"fio": raw, "produce-100": produce, "settings": settings, "one": one}
+        device.cases = {"fio": raw, "produce-100": produce, "settings": settings, "one": one,
+                        "latency": latency, "fan-out": fans, "growth": growth}  # fmt: skip
         devices.append(device)
     command = ["shmbroker", "perf", "--ssd", "a b"]
     return Results("quick", devices, command, {}, "4 cores",
@@ -64,7 +75,10 @@ def test_the_page_needs_no_other_file_and_says_what_was_measured_how(tmp_path: P
                  "modelled: 150 MB/s", "spread", "acks durable: on stable storage"):  # fmt: skip
         assert said in text
     assert "Fast &lt;b&gt;" in text
-    assert "<b>" not in text
+    assert "Fast <b>" not in text
+    cores = len(os.sched_getaffinity(0))
+    assert f"3 busy on {cores}" in text
+    assert "0.70<br>&gt;= 0.80: <b>missed</b>" in text
     assert not re.search(r"""(src|href)=['"]?(?!['"]?data:)""", text)
     headings = re.findall(r"<h2>(HDD[^<]*)", text)
     assert headings == ["HDD (modelled)"]
@@ -90,7 +104,9 @@ def test_every_picture_has_axes_with_units_and_the_same_colour_for_the_same_devi
     for figure in drawn:
         labels = [axis.get_xlabel() + axis.get_ylabel() for axis in figure.axes]
         assert all(labels) or any(axis.get_title() for axis in figure.axes)
-        assert any(unit in "".join(labels) for unit in ("MB/s", "%", "throughput"))
+        assert any(
+            unit in "".join(labels) for unit in ("MB/s", "%", "throughput", "us ", "records/s")
+        )
         for axis in figure.axes:
             handles, names = axis.get_legend_handles_labels()
             for handle, name in zip(handles, names, strict=True):
