@@ -68,14 +68,17 @@ class Wire:
             raise RuntimeError(f"{subject}: {answer['error']}")
         return answer
 
-    def consumer(self, topic: str, policy: str) -> str:
-        """The name of a new pull consumer without acknowledgements, from "all" or "new" on."""
-        made = self.request(f"$JS.API.CONSUMER.CREATE.{topic}", {
-            "stream_name": topic,
-            "config": {"deliver_policy": policy, "ack_policy": "none", "mem_storage": True,
-                       "inactive_threshold": _KEEP_NS},
-        })  # fmt: skip
-        name: str = made["name"]
+    def consumer(self, topic: str, policy: str, to: bytes = b"") -> str:
+        """The name of a new consumer without acknowledgements, from "all" or "new" on.
+
+        Its messages are pulled, or with `to` are sent to that subject as they come.
+        """
+        config = {"deliver_policy": policy, "ack_policy": "none", "mem_storage": True,
+                  "inactive_threshold": _KEEP_NS}  # fmt: skip
+        if to:
+            config["deliver_subject"] = to.decode()
+        body = {"stream_name": topic, "config": config}
+        name: str = self.request(f"$JS.API.CONSUMER.CREATE.{topic}", body)["name"]
         return name
 
     def acks(self, wait: bool) -> list[int]:
