@@ -51,8 +51,16 @@ class BareRouter:
         """Answers so many messages when each is on stable storage: the least that a broker does
         which keeps them. One copy, into aligned memory; what came meanwhile is one write."""
         with BareStore(Path(directory), self._socket) as store:
-            for _ in range(count):
-                store.take(self._socket.recv_multipart(copy=False))
+            poller = zmq.Poller()
+            poller.register(self._socket, zmq.POLLIN)
+            poller.register(store.fd, zmq.POLLIN)
+            while count:
+                ready = dict(poller.poll())
+                if store.fd in ready:
+                    store.answer()
+                if self._socket in ready:
+                    store.take(self._socket.recv_multipart(copy=False))
+                    count -= 1
             store.finish()
 
     def echo(self, count: int) -> None:
@@ -89,6 +97,7 @@ class BareStore:
         os.posix_fallocate(self._fd, 0, _STORE_BYTES)  # written over and over, as segments are
         self._came: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._kept: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self.fd = os.eventfd(0)  # something is on storage that is not answered
         self._head = self._taken = 0  # bytes put into the memory, and bytes on storage of these
         self._waiting = 0
         self._thread = threading.Thread(target=self._write_all)
@@ -108,6 +117,10 @@ class BareStore:
         self._head += size
         self._waiting += 1
         self._came.put(_Message(identity, at, size, self._head))
+
+    def answer(self) -> None:
+        """What is on storage by now."""
+        os.eventfd_read(self.fd)
         while not self._kept.empty():
             self._answer(self._kept.get())
 
@@ -135,6 +148,7 @@ class BareStore:
             os.pwrite(self._fd, self._bytes[first.at : first.at + size], first.at)
             for message in run:
                 self._kept.put(message)
+            os.eventfd_write(self.fd, 1)
 
     def __enter__(self) -> Self:
         return self
@@ -148,6 +162,7 @@ class BareStore:
         self._came.put(_END)
         self._thread.join()
         os.close(self._fd)
+        os.close(self.fd)
         self._path.unlink()
         self._bytes.release()
         self._memory.close()

@@ -136,8 +136,8 @@ def extents(results: Results) -> bytes | None:
 
 def produce(results: Results) -> bytes | None:
     """The broker's throughput in bytes of values, by size, acks and partitions."""
-    measured = {row.case.rpartition("-")[2] for device in results.devices
-                for row in device.rows() if row.case.startswith("produce-") and row.values}  # fmt: skip
+    rows = [row for device in results.devices for row in device.rows() if row.values]
+    measured = {row.case.rpartition("-")[2] for row in rows if row.case.startswith("produce-")}
     there = [parts for parts in PARTITIONS if str(parts) in measured]
     if not there:
         return None
