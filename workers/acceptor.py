@@ -183,6 +183,10 @@ class Acceptor:
         """Runs until the end; returns the exit code."""
         try:
             self.loop.run()
+        except BaseException:
+            # They would wait for our end, and multiprocessing's helper, and so we, for theirs.
+            self.supervisor.kill_all()
+            raise
         finally:
             self._close()
         return self.exit_code

@@ -6,15 +6,40 @@ everything else in the start of a worker, which then has nothing to say.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, Final
 
 _LEVEL: Final = "_SHMBROKER_LOG_LEVEL"  # in the environment, so that workers take it over
 _FORM: Final = "_SHMBROKER_LOG_FORMAT"
+_NOBODY: Final = frozenset((errno.EPIPE, errno.EIO, errno.EBADF))
 _configured = False
 _process = ""
+
+
+class _StandardError:
+    """Where lines go. Who read them may be gone (a closed terminal, a killed parent): then they are
+    dropped, since a broker must not end, or hang while it stops, for want of a reader."""
+
+    def write(self, text: str) -> None:
+        """A line, or as much of it as can be."""
+        self._try(lambda: sys.stderr.write(text))
+
+    def flush(self) -> None:
+        """What is buffered."""
+        self._try(sys.stderr.flush)
+
+    def _try(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except OSError as error:
+            if error.errno in _NOBODY:  # what is buffered, and what Python says at its end, too
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, 2)
+                os.close(nowhere)
 
 
 class LazyLogger:
@@ -100,7 +125,7 @@ def configure() -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=_StandardError()),
         cache_logger_on_first_use=True,
     )
 

@@ -11,6 +11,7 @@ and forgotten after `stable_after_ms` of life.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -94,6 +95,16 @@ class Supervisor:
         """SIGKILL to the present process; the pidfd tells when it is gone."""
         if worker.pidfd >= 0:
             signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+
+    def kill_all(self) -> None:
+        """SIGKILL to all of them, for good; returns when they are gone."""
+        self.stop_restarting()
+        for worker in self.workers:
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                self.kill(worker)
+        for worker in self.workers:
+            if worker.process is not None:
+                worker.process.join()
 
     def processes(self) -> list[dict[str, Any]]:
         """Every process of the broker, as `status` shows it."""
