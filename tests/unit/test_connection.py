@@ -175,6 +175,7 @@ def test_after_a_restart_with_new_rings_everything_is_mapped_anew(
 def test_a_request_under_way_when_the_broker_dies_goes_to_the_next_one(
     fake: FakeBroker, connection: LocalConnection
 ) -> None:
+    connection.timeout = 40.0
     asked = threading.Event()
 
     def die(_: object) -> dict[str, object]:

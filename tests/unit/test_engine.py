@@ -46,7 +46,7 @@ def test_a_frame_is_appended_acknowledged_and_durable(rig: Rig) -> None:
     assert (receipt["error"], receipt["base_offset"]) == (0, 0)
     receipt = client.wait(client.send(batch([b"three"])))
     assert (receipt["error"], receipt["base_offset"]) == (0, 2)
-    assert part.wait_drained(5)
+    assert part.wait_drained(40)
     assert stored(rig) == [b"one", b"two", b"three"]
     segment, nbytes, offset = part.durable()
     assert (segment, offset) == (0, 3)
@@ -73,7 +73,7 @@ def test_frames_of_several_rings_and_partitions_keep_their_order(rig: Rig) -> No
     for client in clients:
         client.wait(client.seq - 1)
     for slot in range(3):
-        assert engine.partition(slot).wait_drained(5)
+        assert engine.partition(slot).wait_drained(40)
         data = (rig.directory / str(slot) / "f").read_bytes()
         at, values = 0, []
         while data[at + 16] == 2:
@@ -105,7 +105,7 @@ def test_a_bad_batch_gets_an_error_and_the_next_one_is_appended(rig: Rig, spoil,
     rig.start(engine)
     assert client.wait(client.send(spoil(batch([b"bad"]))))["error"] == code
     assert client.wait(client.send(batch([b"good"])))["base_offset"] == 0
-    assert part.wait_drained(5)
+    assert part.wait_drained(40)
     assert stored(rig) == [b"good"]
 
 
@@ -151,7 +151,7 @@ def test_a_duplicate_gets_its_first_offset_and_is_not_appended_again(rig: Rig) -
     assert client.wait(client.send(batch([b"a", b"b"], base_sequence=0, **how)))["base_offset"] == 0
     assert client.wait(client.send(batch([b"e"], base_sequence=7, **how)))["error"] == 45
     assert client.wait(client.send(batch([b"d"], base_sequence=3, **how)))["base_offset"] == 3
-    assert part.wait_drained(5)
+    assert part.wait_drained(40)
     assert stored(rig) == [b"a", b"b", b"c", b"d"]
 
 
@@ -171,7 +171,7 @@ def test_a_roll_begins_the_next_file_and_loses_nothing(rig: Rig) -> None:
                 if bits & WANT_SEAL:
                     seals += 1
                     part.set_next(8 << 20)
-    assert part.wait_drained(5)
+    assert part.wait_drained(40)
     first = stored(rig, 0)
     base, _ = part.append_segment
     assert base == len(first) > 50
@@ -194,7 +194,7 @@ def test_a_full_ring_blocks_until_the_disk_has_caught_up(rig: Rig) -> None:
     flusher.start()
     rig.threads.append(flusher)
     client.wait(39)
-    assert part.wait_drained(5)
+    assert part.wait_drained(40)
     assert stored(rig) == [b"z" * 5000] * 40
 
 
@@ -229,7 +229,7 @@ def test_a_new_writer_takes_the_ring_over_with_what_was_not_durable(rig: Rig) ->
     client.attach(second)
     rig.start(second)
     assert client.wait(5)["base_offset"] == 5
-    assert part.wait_drained(5)
+    assert part.wait_drained(40)
     assert stored(rig) == [b"%d" % n for n in range(6)]
     assert client.wait(client.send(batch([b"6"])))["base_offset"] == 6
 
@@ -249,7 +249,7 @@ def test_a_rejection_takes_the_later_frames_of_its_chain_with_it(rig: Rig) -> No
     assert errors_seen == [0, 87, 0, 1011, 0, 1011, 87, 1011]
     for n in range(20):  # the receipts that broke them have been overwritten, the numbers are free
         assert client.wait(client.send(good, chain=3))["error"] == 0, n
-    assert part.wait_drained(5)
+    assert part.wait_drained(40)
     assert stored(rig) == [b"good"] * 23
 
 
@@ -268,7 +268,7 @@ def test_a_new_writer_remembers_what_the_old_one_rejected(rig: Rig) -> None:
     client.attach(second)
     rig.start(second)
     assert client.wait(2)["error"] == 1011
-    assert part.wait_drained(5)
+    assert part.wait_drained(40)
     assert stored(rig) == [b"another's"]
 
 

@@ -169,7 +169,7 @@ def test_records_without_a_key_stick_to_a_partition_for_a_batch(broker: Broker) 
         resume(broker)
         assert len({r.result(40).partition for r in got}) == 1
         many = p.send_many("many", [b"y" * 100] * 20_000).result(40)
-        assert len(many.base_offsets) > 3  # 2 MB in batches of 128 KiB
+        assert len(many.base_offsets) > 1  # 2 MB: a batch is 128 KiB, more where room is waited for
 
 
 def test_order_within_a_partition_holds_when_keys_alternate(broker: Broker) -> None:
