@@ -10,7 +10,7 @@ no member, which the coordinator refuses while there are members, also if they c
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ class GroupAdmin:
 
     # --- looking -------------------------------------------------------------------------------
 
-    def _look(self, do: Any, answer: Answer) -> None:
+    def _look(self, do: Callable[[Answer], None], answer: Answer) -> None:
         self._groups.checkpoints.look()  # what members have stored counts
         self._groups.gathering.look(do, answer)
         self._groups.soon()

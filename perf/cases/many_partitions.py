@@ -16,6 +16,7 @@ from shmbroker.perf.clients import Receiver, Sender
 from shmbroker.perf.remote import Remote
 from shmbroker.perf.report import Limit, Row
 from shmbroker.perf.rounds import repeat
+from shmbroker.perf.spread import Spread
 from shmbroker.perf.values import ValueSpec
 
 _UP_S: Final = 5.0
@@ -36,25 +37,14 @@ def _rates(
     bench: Bench, broker: Broker, spec: ValueSpec, partitions: int
 ) -> tuple[list[float], list[float]]:
     """Records a second into one partition, and spread over all of them."""
-    offsets = dict.fromkeys(range(partitions), 0)
-    each = spec.count // partitions
     with Remote(Sender, broker.address, _ONE, spec) as one:
         one_rates = repeat(lambda: spec.count / float(one.call("many")), bench.sizes.plan)
     with (
         Remote(Receiver, broker.address) as receiver,
         Remote(Sender, broker.address, _TOPIC, spec) as sender,
     ):
-        expected = dict(enumerate(sender.call("part_checksums", partitions)))
-
-        def run() -> float:
-            took = float(sender.call("spread", partitions))
-            if receiver.call("checksums", _TOPIC, offsets, each * partitions) != expected:
-                raise AssertionError("spread: what came out is not what went in")
-            for partition in offsets:
-                offsets[partition] += each
-            return each * partitions / took
-
-        return one_rates, repeat(run, bench.sizes.plan)
+        spread = Spread(sender, receiver, _TOPIC, spec.count, partitions)
+        return one_rates, repeat(lambda: spread.count / spread.round(), bench.sizes.plan)
 
 
 def _run(bench: Bench) -> list[Row]:

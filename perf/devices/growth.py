@@ -23,7 +23,8 @@ from shmbroker.perf.peers.timed import Timed
 from shmbroker.perf.peers.workloads import latency_row
 from shmbroker.perf.remote import Remote
 from shmbroker.perf.report import Limit, Row
-from shmbroker.perf.values import ValueSpec
+from shmbroker.perf.rounds import repeat
+from shmbroker.perf.spread import Spread
 
 _SMALL: Final = 100
 _LARGE: Final = 1024
@@ -53,27 +54,14 @@ def partitions(bench: Bench, effort: Effort) -> list[Row]:
         ):
             with broker.connect() as client:
                 client.create_topic(_TOPIC, partitions=count)
-            found = _spread(bench, sender, receiver, spec, count)
+            spread = Spread(sender, receiver, _TOPIC, spec.count, count)
+            found = repeat(lambda: spread.count / spread.round(), bench.sizes.plan)  # noqa: B023
             figure = f"send_many, {_SMALL} B, durable, {many}"
             note = f"{spec.count:,} values a round, checksum equal"
             case = f"growth-partitions-{count}"
             rates.append(Row(case, figure, "records/s", tuple(found), note=note))
             waits.append(_wait(bench, effort, pacing, tail, f"partitions-{count}", many))
     return [*_held_against(rates, _FLAT_TO), *_held_against(waits)]
-
-
-def _spread(
-    bench: Bench, sender: Remote[Sender], receiver: Remote[Receiver], spec: ValueSpec, count: int
-) -> list[float]:
-    expected = dict(enumerate(sender.call("part_checksums", count)))
-    each, rates = spec.count // count, []
-    for n in range(bench.sizes.plan.warmups + bench.sizes.plan.rounds):
-        took = float(sender.call("spread", count))
-        start = dict.fromkeys(expected, n * each)
-        if receiver.call("checksums", _TOPIC, start, each * count) != expected:
-            raise AssertionError(f"{count} partitions: what came out is not what went in")
-        rates.append(each * count / took)
-    return rates[bench.sizes.plan.warmups :]
 
 
 def data(bench: Bench, effort: Effort) -> list[Row]:

@@ -29,6 +29,7 @@ from shmbroker.perf.devices.figures import busy, spec_of, value_text
 from shmbroker.perf.limits import RawDisk
 from shmbroker.perf.remote import Remote
 from shmbroker.perf.report import Limit, Row
+from shmbroker.perf.spread import Spread
 from shmbroker.perf.values import ValueSpec
 
 VALUE_BYTES: Final = (100, 1024, 16384)
@@ -89,7 +90,6 @@ def rig(bench: Bench, spec: ValueSpec, config: str = "") -> Iterator[Rig]:
 
 def produce(bench: Bench, on: Rig, wanted: Produce) -> Row:
     """The row; the topic is gone afterwards."""
-    sender, receiver = on.sender, on.receiver
     topic, spec, parts = wanted.case, wanted.spec, wanted.partitions
     rates: list[float] = []
     shares: list[float] = []
@@ -99,19 +99,15 @@ def produce(bench: Bench, on: Rig, wanted: Produce) -> Row:
     bench.say(wanted.figure)
     with RawDisk(bench.home) as disk, on.broker.connect() as client:
         client.create_topic(topic, partitions=parts)
-        sender.call("turn_to", topic, wanted.acks)
-        expected = dict(enumerate(sender.call("part_checksums", parts)))
-
+        on.sender.call("turn_to", topic, wanted.acks)
+        spread = Spread(on.sender, on.receiver, topic, spec.count, parts)
         for n in range(plan.warmups + plan.rounds):
             bare = disk.write_rate(bench.sizes.raw_bytes) if durable else 0.0
             before = _log_bytes(client, topic)
-            took = float(sender.call("spread", parts))
-            start = dict.fromkeys(expected, n * spec.count // parts)
-            if receiver.call("checksums", topic, start, spec.count) != expected:
-                raise AssertionError(f"{wanted.figure}: what came out is not what went in")
+            took = spread.round()
             if n < plan.warmups:
                 continue
-            rates.append(spec.count / took)
+            rates.append(spread.count / took)
             if durable:
                 limits.append((bare + disk.write_rate(bench.sizes.raw_bytes)) / 2)
                 shares.append((_log_bytes(client, topic) - before) / took / limits[-1])

@@ -1,6 +1,6 @@
 """One member of a group, as its client knows it: a state machine without I/O, the clock passed in.
 
-    joining --answer--> in the group --silent too long, or fenced--> out --`rejoin`--> joining …
+    joining --answer--> in the group --fenced, or known no more--> out --`rejoin`--> joining …
                             └--`fail`: another program has its place, or nonsense--> failed
 
 Between two threads: the heart (heart.py) says `beat` and hears `answered` or `refused`; the thread
@@ -73,8 +73,6 @@ class Membership:
         self._failed: ShmbrokerError | None = None
         self._due_s = 0.0
         self._again = False  # something happened since the last beat began
-        self._heard_s = 0.0
-        self.session_s = (options.session_timeout_ms or 15_000) / 1000
 
     # --- the heart's half ----------------------------------------------------------------------
 
@@ -113,8 +111,6 @@ class Membership:
             if beat.member_id != self.member_id:  # of the life before
                 return False
             self.epoch = answer.epoch
-            self.session_s = answer.session_timeout_ms / 1000
-            self._heard_s = now_s
             if not self._again:
                 self._due_s = now_s + answer.heartbeat_in_ms / 1000
             if answer.assignment is not None:
