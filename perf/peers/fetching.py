@@ -10,12 +10,13 @@ the business of pip, apt, mvn and go.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,7 @@ from shmbroker.perf.devices.needs import require
 
 _LIMIT_S: Final = 900.0
 _STAMP: Final = "fetched"
+_LOCK: Final = "lock"
 _INST: Final = re.compile(r"^Inst (\S+)", re.MULTILINE)
 
 
@@ -131,9 +133,21 @@ class Cache:
     def _made(self, place: str, wanted: Sequence[str], make: Callable[[Path], None]) -> Path:
         directory = self.directory / place
         stamp, text = directory / _STAMP, "\n".join([sys.version, *wanted]) + "\n"
-        with contextlib.suppress(OSError):
-            if stamp.read_text(encoding="utf-8") == text:
-                return directory
+        with self._alone():
+            if not (stamp.exists() and stamp.read_text(encoding="utf-8") == text):
+                self._make(directory, wanted, make)
+                stamp.write_text(text, encoding="utf-8")
+        return directory
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Waits for another run that fetches into the same cache."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with open(self.directory / _LOCK, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _make(self, directory: Path, wanted: Sequence[str], make: Callable[[Path], None]) -> None:
         self.say(f"fetching {', '.join(wanted)}")
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
@@ -142,8 +156,6 @@ class Cache:
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        stamp.write_text(text, encoding="utf-8")
-        return directory
 
     def _apt(self) -> list[str]:
         """apt-get with lists and archives of our own, the lists fetched once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 import time
 import xml.etree.ElementTree as ET
 from array import array
@@ -44,6 +45,35 @@ def test_what_is_there_is_not_fetched_again(tmp_path: Path, ran: list[list[str]]
     cache.pip("nats", "nats-py==2.10")  # asked for something else: made anew
     assert len(ran) == 2
     assert not (first / "old").exists()
+
+
+def test_of_two_runs_that_want_the_same_one_fetches_and_the_other_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        ran.append(command)
+        begun.set()
+        assert go_on.wait(40)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(fetching.subprocess, "run", run)
+    got: list[Path] = []
+    fetch = [
+        threading.Thread(target=lambda: got.append(Cache(tmp_path).pip("nats", "nats-py==2.9")))
+        for _ in range(2)
+    ]
+    fetch[0].start()
+    assert begun.wait(40)
+    fetch[1].start()
+    fetch[1].join(0.2)
+    assert fetch[1].is_alive()
+    go_on.set()
+    for each in fetch:
+        each.join(40)
+    assert (len(ran), got) == (1, [tmp_path / "pip" / "nats"] * 2)
 
 
 def test_a_fetch_that_fails_leaves_nothing_and_says_what_the_tool_said(

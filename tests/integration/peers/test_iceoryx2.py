@@ -12,10 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from driven import every_workload_has_a_figure
 
 from shmbroker.perf.case import SMOKE, Bench
 from shmbroker.perf.guard import DiskGuard
-from shmbroker.perf.peers import effort, workloads
+from shmbroker.perf.peers import effort
 from shmbroker.perf.peers.fetching import Cache
 from shmbroker.perf.peers.iceoryx2 import Iceoryx2
 from shmbroker.perf.peers.run import CACHE
@@ -45,14 +46,8 @@ def test_versions_are_named(peer: Iceoryx2) -> None:
 
 def test_every_workload_has_a_figure_and_nothing_is_left(peer: Iceoryx2, tmp_path: Path) -> None:
     (mode,) = peer.modes
-    with DiskGuard(tmp_path, 0) as guard:
-        bench = Bench(tmp_path, SMOKE, lambda _text: None, guard)
-        rows = workloads.measure(bench, effort.SMOKE, peer, mode)
     there_is_no_server = "memory-none"
-    names = workloads.names(effort.SMOKE, Iceoryx2, mode)
-    assert [row.case for row in rows] == [name for name in names if name != there_is_no_server]
-    assert all(row.values for row in rows), [(row.case, row.note) for row in rows]
-    assert list(tmp_path.iterdir()) == []
+    every_workload_has_a_figure(peer, mode, tmp_path, without=(there_is_no_server,))
     assert segments() == []
 
 

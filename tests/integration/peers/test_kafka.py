@@ -8,10 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from driven import every_workload_has_a_figure, versions_are_named
 
-from shmbroker.perf.case import SMOKE, Bench
-from shmbroker.perf.guard import DiskGuard
-from shmbroker.perf.peers import effort, workloads
 from shmbroker.perf.peers.fetching import Cache
 from shmbroker.perf.peers.kafka import Kafka
 from shmbroker.perf.peers.kafka_client import KafkaClient
@@ -32,20 +30,13 @@ def kafka() -> Kafka:
 
 
 def test_versions_are_named(kafka: Kafka) -> None:
-    found = kafka.versions()
-    assert set(found) == {"Kafka", "confluent-kafka", "Java"}
-    assert all(text and text[0].isdigit() for text in found.values())
+    versions_are_named(kafka, {"Kafka", "confluent-kafka", "Java"})
 
 
 @pytest.mark.leaves_processes
 @pytest.mark.parametrize("mode", Kafka.modes, ids=lambda mode: mode.name)
 def test_every_workload_has_a_figure(kafka: Kafka, mode: Mode, tmp_path: Path) -> None:
-    with DiskGuard(tmp_path, 0) as guard:
-        bench = Bench(tmp_path, SMOKE, lambda _text: None, guard)
-        rows = workloads.measure(bench, effort.SMOKE, kafka, mode)
-    assert [row.case for row in rows] == workloads.names(effort.SMOKE, Kafka, mode)
-    assert all(row.values for row in rows), [row.note for row in rows]
-    assert list(tmp_path.iterdir()) == []
+    every_workload_has_a_figure(kafka, mode, tmp_path)
 
 
 @pytest.mark.leaves_processes

@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from driven import every_workload_has_a_figure, versions_are_named
 
-from shmbroker.perf.case import SMOKE, Bench
-from shmbroker.perf.guard import DiskGuard
-from shmbroker.perf.peers import effort, workloads
 from shmbroker.perf.peers.daemon import Daemon
 from shmbroker.perf.peers.fetching import Cache
 from shmbroker.perf.peers.mode import Mode
@@ -48,20 +46,13 @@ def running(nats: Nats, mode: Mode, directory: Path) -> Iterator[NatsClient]:
 
 
 def test_versions_are_named(nats: Nats) -> None:
-    found = nats.versions()
-    assert set(found) == {"nats-server", "nats (CLI)"}
-    assert all(text and text[0].isdigit() for text in found.values())
+    versions_are_named(nats, {"nats-server", "nats (CLI)"})
 
 
 @pytest.mark.leaves_processes
 @pytest.mark.parametrize("mode", Nats.modes, ids=lambda mode: mode.name)
 def test_every_workload_has_a_figure(nats: Nats, mode: Mode, tmp_path: Path) -> None:
-    with DiskGuard(tmp_path, 0) as guard:
-        bench = Bench(tmp_path, SMOKE, lambda _text: None, guard)
-        rows = workloads.measure(bench, effort.SMOKE, nats, mode)
-    assert [row.case for row in rows] == workloads.names(effort.SMOKE, Nats, mode)
-    assert all(row.values for row in rows), [(row.case, row.note) for row in rows if not row.values]
-    assert list(tmp_path.iterdir()) == []
+    every_workload_has_a_figure(nats, mode, tmp_path)
 
 
 @pytest.mark.leaves_processes

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from driven import every_workload_has_a_figure, versions_are_named
 from processes import living
 
-from shmbroker.perf.case import SMOKE, Bench
-from shmbroker.perf.guard import DiskGuard
-from shmbroker.perf.peers import effort, workloads
+from shmbroker.perf.peers import effort
 from shmbroker.perf.peers.fetching import Cache
 from shmbroker.perf.peers.peer import Server
 from shmbroker.perf.peers.rabbitmq import Rabbitmq
@@ -46,18 +45,11 @@ def a_client(rabbitmq: Rabbitmq, server: Server) -> Iterator[Remote[Timed]]:
 
 
 def test_versions_are_named(rabbitmq: Rabbitmq) -> None:
-    found = rabbitmq.versions()
-    assert set(found) == {"RabbitMQ", "Erlang", "rstream", "RabbitMQ's stream client"}
-    assert all(text and text[0].isdigit() for text in found.values())
+    versions_are_named(rabbitmq, {"RabbitMQ", "Erlang", "rstream", "RabbitMQ's stream client"})
 
 
 def test_every_workload_has_a_figure(rabbitmq: Rabbitmq, tmp_path: Path) -> None:
-    with DiskGuard(tmp_path, 0) as guard:
-        bench = Bench(tmp_path, SMOKE, lambda _text: None, guard)
-        rows = workloads.measure(bench, effort.SMOKE, rabbitmq, MODE)
-    assert [row.case for row in rows] == workloads.names(effort.SMOKE, Rabbitmq, MODE)
-    assert all(row.values for row in rows), [row.note for row in rows]
-    assert list(tmp_path.iterdir()) == []
+    every_workload_has_a_figure(rabbitmq, MODE, tmp_path)
 
 
 @pytest.mark.parametrize("how", ["many", "each"])

@@ -8,10 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from driven import every_workload_has_a_figure, versions_are_named
 
-from shmbroker.perf.case import SMOKE, Bench
-from shmbroker.perf.guard import DiskGuard
-from shmbroker.perf.peers import effort, workloads
 from shmbroker.perf.peers.fetching import Cache
 from shmbroker.perf.peers.mode import Mode
 from shmbroker.perf.peers.peer import Server
@@ -39,19 +37,12 @@ def client_of(redis: Redis, server: Server) -> Remote[Timed]:
 
 
 def test_versions_are_named(redis: Redis) -> None:
-    found = redis.versions()
-    assert set(found) == {"Redis", "hiredis"}
-    assert all(text and text[0].isdigit() for text in found.values())
+    versions_are_named(redis, {"Redis", "hiredis"})
 
 
 @pytest.mark.parametrize("mode", Redis.modes, ids=lambda mode: mode.name)
 def test_every_workload_has_a_figure(redis: Redis, mode: Mode, tmp_path: Path) -> None:
-    with DiskGuard(tmp_path, 0) as guard:
-        bench = Bench(tmp_path, SMOKE, lambda _text: None, guard)
-        rows = workloads.measure(bench, effort.SMOKE, redis, mode)
-    assert [row.case for row in rows] == workloads.names(effort.SMOKE, Redis, mode)
-    assert all(row.values for row in rows), [row.note for row in rows]
-    assert list(tmp_path.iterdir()) == []
+    every_workload_has_a_figure(redis, mode, tmp_path)
 
 
 @pytest.mark.parametrize("mode", Redis.modes, ids=lambda mode: mode.name)
